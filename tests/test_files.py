@@ -1,0 +1,45 @@
+"""write_atomically: a reader finds the old content or the new one, never half."""
+
+import os
+
+import pytest
+
+from tinyldm.files import write_atomically
+
+
+def test_the_path_keeps_its_old_content_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "loss.csv"
+    path.write_text("old")
+    with write_atomically(path) as temporary:
+        temporary.write_text("ne")
+        assert path.read_text() == "old"
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["loss.csv"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path, failure):
+    path = tmp_path / "loss.csv"
+    path.write_text("old")
+    with pytest.raises(failure), write_atomically(path) as temporary:
+        temporary.write_text("ne")
+        raise failure
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["loss.csv"]
+
+
+def test_the_temporary_file_is_hidden_in_the_same_folder_with_the_same_suffix(tmp_path):
+    with write_atomically(str(tmp_path / "a.png")) as temporary:
+        assert (temporary.parent, temporary.name[0], temporary.suffix) == (tmp_path, ".", ".png")
+        temporary.touch()
+
+
+def test_the_file_can_be_read_by_whom_the_umask_lets_read(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with write_atomically(tmp_path / "a") as temporary:
+            temporary.touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644

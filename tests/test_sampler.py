@@ -1,0 +1,278 @@
+"""The samplers: whole trajectories against diffusers' schedulers, and what must hold for any of them."""
+
+from functools import cache, partial
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from tinyldm import InputError
+from tinyldm.sampler import SAMPLERS, first_noise, guided, noise_like
+from tinyldm.schedule import NoiseSchedule
+
+SEEDS = (3, 4)
+SHAPE = (4, 6, 6)
+PREDICTIONS = ("eps", "v")
+
+# diffusers' schedulers as SD 1.5's scheduler_config.json (ddim, ddpm) and k-diffusion (the others) set them up
+SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
+REFERENCES = {
+    "ddim": partial(diffusers.DDIMScheduler, set_alpha_to_one=False, **LEADING),
+    "ddpm": partial(diffusers.DDPMScheduler, **LEADING),
+    "euler": partial(diffusers.EulerDiscreteScheduler, timestep_spacing="linspace"),
+    "euler_a": partial(diffusers.EulerAncestralDiscreteScheduler, timestep_spacing="linspace"),
+    "dpmpp_2m": partial(diffusers.DPMSolverMultistepScheduler, timestep_spacing="linspace"),
+    "dpmpp_2m_karras": partial(diffusers.DPMSolverMultistepScheduler, use_karras_sigmas=True),
+}
+
+
+@cache
+def small_net():
+    """A fixed random model whose output depends on z, on t and on neighbouring pixels, and is roughly z as eps is."""
+    weight = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(1)) / 30
+
+    def model(z, t):
+        assert z.dtype == torch.float32 and t.shape == (len(z),)
+        wave = torch.cos(t.float() / 300).reshape(-1, 1, 1, 1)
+        return 0.9 * z + torch.nn.functional.conv2d(z, weight, padding=1) + 0.2 * wave * torch.tanh(z)
+
+    return model
+
+
+def run(name, steps, prediction="eps", model=None, seeds=SEEDS, **options):
+    z, generators = first_noise(SHAPE, seeds)
+    schedule = NoiseSchedule(prediction=prediction)
+    return list(SAMPLERS[name](model or small_net(), z, schedule, steps, generators, **options))
+
+
+def run_diffusers(name, steps, prediction, settings=None, **options):
+    """The same with the same noise, divided by sqrt(1 + σ²) where the scheduler works in x = z_0 + σ eps."""
+    names = {"eps": "epsilon", "v": "v_prediction"}
+    scheduler = REFERENCES[name](prediction_type=names[prediction], **SD15 | (settings or {}))
+    scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # two equal timesteps (Karras, many steps) would make it skip the first
+    z, generators = first_noise(SHAPE, SEEDS)
+    if name in ("ddim", "ddpm", "euler_a"):
+        options["generator"] = generators
+    x, trajectory = z * scheduler.init_noise_sigma, []
+    for i, t in enumerate(scheduler.timesteps):
+        output = small_net()(scheduler.scale_model_input(x, t), t.expand(len(x)))
+        x = scheduler.step(output, t, x, **options).prev_sample
+        trajectory.append(x / (1 + scheduler.sigmas[i + 1] ** 2) ** 0.5 if name.startswith("euler") else x)
+    return trajectory
+
+
+def assert_same_trajectory(ours, theirs):
+    assert len(ours) == len(theirs)
+    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert (a - b).norm() <= 1e-4 * b.norm(), f"step {step}"
+
+
+# ---- against diffusers ----
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [1, 2, 10, 25, 999])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_trajectory_is_diffusers(name, steps, prediction):
+    assert_same_trajectory(run(name, steps, prediction), run_diffusers(name, steps, prediction))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [1, 10, 25])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ddim_with_eta_is_diffusers(eta, steps, prediction):
+    ours, theirs = run("ddim", steps, prediction, eta=eta), run_diffusers("ddim", steps, prediction, eta=eta)
+    assert_same_trajectory(ours, theirs)
+    if steps > 1:
+        assert not torch.allclose(ours[-1], run("ddim", steps, prediction)[-1], atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m_karras"])
+def test_as_many_steps_as_timesteps(name):
+    """diffusers' offset would make ddim's and ddpm's timesteps 1 … 1000, of which the last does not exist."""
+    settings = {"steps_offset": 0} if name in ("ddim", "ddpm") else None
+    assert_same_trajectory(run(name, 1000), run_diffusers(name, 1000, "eps", settings))
+
+
+def test_dpmpp_2m_survives_a_repeated_timestep():
+    """1001 points rounded onto 1000 timesteps give one twice, a step of no length; diffusers divides 0 by 0 there."""
+    assert_same_trajectory(run("dpmpp_2m", 1000)[-1:], run("dpmpp_2m", 999)[-1:])
+
+
+# ---- what must hold for any sampler ----
+
+
+@cache
+def oracle(prediction, shape):
+    """The model that knows z_0, drawn from N(0, I): it returns the true eps or v at every noise level."""
+    z_0 = torch.randn((1, *shape), generator=torch.Generator().manual_seed(7))
+    sigmas = NoiseSchedule().sigmas
+
+    def model(z, t):
+        sigma = torch.tensor(np.interp(t, np.arange(1000), sigmas), dtype=torch.float32).reshape(-1, 1, 1, 1)
+        alpha = (1 + sigma**2) ** -0.5
+        eps = (z - alpha * z_0) / (sigma * alpha)
+        return eps if prediction == "eps" else alpha * eps - sigma * alpha * z_0
+
+    return z_0, model
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_truth_is_recovered(name, prediction):
+    z_0, model = oracle(prediction, SHAPE)
+    z = run(name, 20, prediction, model)[-1]
+    # ddim stops at timestep 0 and keeps its trace of noise, σ = 0.03
+    torch.testing.assert_close(z, z_0.expand_as(z), rtol=0, atol=0.15 if name == "ddim" else 1e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_of_the_truth_is_add_noise(prediction):
+    """With eta = 0 and a true eps, every step is q(z_t | z_0) with the eps of the first one."""
+    z_0, model = oracle(prediction, SHAPE)
+    schedule, (z, _) = NoiseSchedule(prediction=prediction), first_noise(SHAPE, SEEDS)
+    alpha, sigma = schedule.scales(951, z)
+    eps = (z - alpha * z_0) / sigma
+    for t, z_t in zip([*range(901, 0, -50), 0], run("ddim", 20, prediction, model), strict=True):
+        torch.testing.assert_close(z_t, schedule.add_noise(z_0, eps, t), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_latent_has_variance_one(name):
+    """So what is yielded on the way is a z_t, in the model's own coordinates, for each of them."""
+    _, model = oracle("eps", (4, 32, 32))
+    z, generators = first_noise((4, 32, 32), SEEDS)
+    for z_t in SAMPLERS[name](model, z, NoiseSchedule(), 20, generators):
+        assert z_t.shape == z.shape
+        assert z_t.std().item() == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_picture_does_not_depend_on_its_neighbours(name):
+    options = {"eta": 1.0} if name == "ddim" else {}
+    together = run(name, 8, seeds=(5, 6, 7), **options)
+    alone = run(name, 8, seeds=(6,), **options)
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[1:2], b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras"])
+def test_deterministic_samplers_draw_nothing(name):
+    z, generators = first_noise(SHAPE, SEEDS)
+    states = [generator.get_state() for generator in generators]
+    for _ in SAMPLERS[name](small_net(), z, NoiseSchedule(), 5, generators):
+        pass
+    assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_first_noise_is_left_as_it_was(name):
+    z, generators = first_noise(SHAPE, SEEDS)
+    list(SAMPLERS[name](small_net(), z, NoiseSchedule(), 5, generators))
+    assert torch.equal(z, first_noise(SHAPE, SEEDS)[0])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_graph_is_kept_and_the_caller_keeps_its_gradients(name):
+    z, generators = first_noise(SHAPE, SEEDS)
+    weight = torch.ones((), requires_grad=True)
+    for z_t in SAMPLERS[name](lambda z, t: weight * z, z, NoiseSchedule(), 3, generators):
+        assert not z_t.requires_grad and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_everything_happens_where_the_latents_are(name, prediction):
+    """The meta device stands for a GPU: it refuses to be mixed with the CPU's tensors, and to be waited for."""
+    z, generators = first_noise(SHAPE, SEEDS)
+
+    def model(z, t):
+        assert z.is_meta and t.is_meta
+        return z
+
+    for z_t in SAMPLERS[name](model, z.to("meta"), NoiseSchedule(prediction=prediction), 4, generators):
+        assert z_t.is_meta and z_t.shape == z.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1, 3.0])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_half_precision_models_are_sampled_in_float32(name, scale, dtype):
+    def unet(z, t, context):
+        assert z.dtype == context.dtype == dtype
+        return 0.9 * z
+
+    z, generators = first_noise(SHAPE, SEEDS)
+    context = torch.zeros(2, 5, 8, dtype=dtype)
+    for z_t in SAMPLERS[name](guided(unet, context, context[:1], scale), z, NoiseSchedule(), 4, generators):
+        assert z_t.dtype == torch.float32 and z_t.isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001, 10.5, "10", None])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_bad_steps(name, steps):
+    with pytest.raises(InputError, match="1 to 1000"):
+        run(name, steps)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
+def test_bad_eta(eta):
+    with pytest.raises(InputError, match="between 0 and 1"):
+        run("ddim", 5, eta=eta)
+
+
+# ---- noise ----
+
+
+def test_first_noise_is_as_documented():
+    z, generators = first_noise(SHAPE, SEEDS)
+    expected = [torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(seed)) for seed in SEEDS]
+    assert torch.equal(z, torch.cat(expected))
+    again = noise_like(z, generators)
+    assert again.shape == z.shape and again.dtype == torch.float32
+    assert not torch.allclose(again, z) and not torch.allclose(again[0], again[1])
+    assert torch.equal(noise_like(z.bfloat16(), first_noise(SHAPE, SEEDS)[1]), again)
+
+
+def test_noise_needs_one_generator_per_picture():
+    z, generators = first_noise(SHAPE, SEEDS)
+    with pytest.raises(ValueError, match="shorter"):
+        noise_like(z, generators[:1])
+
+
+# ---- guidance ----
+
+
+class RecordingUNet:
+    """A UNet whose output tells which latent, timestep and context each row was given."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, z, t, context):
+        self.batches.append(len(z))
+        assert t.shape == (len(z),) and len(context) == len(z)
+        return z * context.sum((1, 2)).reshape(-1, 1, 1, 1) + t.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("uncond_rows", [1, 3])
+@pytest.mark.parametrize(("scale", "batches"), [(1, [3]), (1.0, [3]), (0.0, [6]), (7.5, [6]), (-1.0, [6])])
+def test_guidance_goes_from_unconditional_to_conditional(scale, batches, uncond_rows):
+    generator = torch.Generator().manual_seed(0)
+    z, t = torch.randn((3, *SHAPE), generator=generator), torch.tensor([1, 20, 300])
+    context = torch.randn(3, 5, 8, generator=generator)
+    uncond_context = torch.randn(uncond_rows, 5, 8, generator=generator)
+    unet = RecordingUNet()
+    guided_output = guided(unet, context, uncond_context, scale)(z, t)
+    assert unet.batches == batches
+    cond, uncond = (RecordingUNet()(z, t, c) for c in (context, uncond_context.expand(3, -1, -1)))
+    torch.testing.assert_close(guided_output, uncond + scale * (cond - uncond), rtol=1e-5, atol=1e-4)
+
+
+def test_scale_one_needs_no_unconditional_context():
+    z, context = first_noise(SHAPE, SEEDS)[0], torch.ones(2, 5, 8)
+    assert guided(RecordingUNet(), context, None, 1)(z, torch.tensor([7, 8])).shape == z.shape

@@ -1,0 +1,128 @@
+"""Reading and writing checkpoints: one safetensors file in the key names of Stable Diffusion 1.x, merges.txt beside it.
+
+The file's metadata holds, as JSON under "tinyldm", every size and setting, so nothing has to be guessed.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from tinyldm import InputError
+from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
+from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.files import write_atomically
+from tinyldm.latent_diffusion import Defaults, LatentDiffusion
+from tinyldm.schedule import NoiseSchedule
+from tinyldm.tokenizer import Tokenizer
+from tinyldm.unet import UNet, UNetConfig
+
+PREFIXES = {
+    "text_encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+}
+
+
+def save_checkpoint(folder: str | Path, model: LatentDiffusion, dtype: torch.dtype = torch.float16) -> None:
+    """Write `model.safetensors` and `merges.txt` into the folder, each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        prefix + name: tensor.detach().to("cpu", dtype).contiguous()
+        for part, prefix in PREFIXES.items()
+        for name, tensor in getattr(model, part).state_dict().items()
+    }
+    config = {part: asdict(getattr(model, part).config) for part in PREFIXES} | {
+        "schedule": model.schedule.config(),
+        "tokenizer": {"length": model.tokenizer.length, "pad": model.tokenizer.pad},
+        "scale": model.scale,
+        "defaults": asdict(model.defaults),
+    }
+    with write_atomically(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "tinyldm": json.dumps(config)})
+    model.tokenizer.write_merges(folder / "merges.txt")
+
+
+def load_checkpoint(
+    path: str | Path,  # the safetensors file, or the folder with model.safetensors in it
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LatentDiffusion:
+    """The model, frozen, on its device. Raises InputError if there is no checkpoint, or it is broken or another kind."""
+    path = checkpoint_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            config = read_config(path, file.metadata() or {})
+            model = build(config, Tokenizer.read(path.parent / "merges.txt", **config["tokenizer"]))
+            for part, prefix in PREFIXES.items():
+                load_part(path, file, getattr(model, part), prefix, dtype)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is no readable safetensors checkpoint ({error}); expected one like weights/tiny, copy it again"
+        ) from error
+    return model.to(device)
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The checkpoint's weights file, given it or its folder."""
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"no checkpoint at {path}: expected a folder with model.safetensors in it; try weights/tiny")
+    return file
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """SHA-256 of the weights file, in hexadecimal: which weights a word was learned on."""
+    with open(checkpoint_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_config(path: Path, metadata: dict[str, str]) -> dict:
+    try:
+        return json.loads(metadata["tinyldm"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise InputError(
+            f'{path} has no tinyldm configuration in its metadata; expected a checkpoint like "weights/tiny"'
+        ) from error
+
+
+def build(config: dict, tokenizer: Tokenizer) -> LatentDiffusion:
+    """The model in these sizes, on the meta device: shapes without memory, to be filled by load_part."""
+    with torch.device("meta"):
+        return LatentDiffusion(
+            tokenizer=tokenizer,
+            text_encoder=CLIPTextEncoder(CLIPTextConfig(**config["text_encoder"])),
+            unet=UNet(UNetConfig(**{k: as_tuple(v) for k, v in config["unet"].items()})),
+            autoencoder=AutoencoderKL(AutoencoderConfig(**{k: as_tuple(v) for k, v in config["autoencoder"].items()})),
+            schedule=NoiseSchedule(**config["schedule"]),
+            scale=config["scale"],
+            defaults=Defaults(**config["defaults"]),
+        )
+
+
+def as_tuple(value: object) -> object:
+    """JSON knows no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_part(path: Path, file: safe_open, module: nn.Module, prefix: str, dtype: torch.dtype) -> None:
+    """Fill one network, tensor by tensor, so that no second copy of it ever exists."""
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    found = {key.removeprefix(prefix): key for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{path} lacks {prefix}{name}; expected a whole checkpoint, copy it again")
+        stored = tuple(file.get_slice(found[name]).get_shape())
+        if stored != tuple(shape):
+            raise InputError(f"{path}: {prefix}{name} is {stored}, expected {tuple(shape)} by its configuration")
+    if extra := found.keys() - expected.keys():
+        raise InputError(f"{path} holds {prefix}{min(extra)}, which its configuration does not know")
+    state = {name: file.get_tensor(key).to(dtype) for name, key in found.items()}
+    module.load_state_dict(state, strict=True, assign=True)

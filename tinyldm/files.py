@@ -1,0 +1,24 @@
+"""Writing files so that nobody ever finds half of one."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """`with write_atomically(path) as temporary: save(temporary)`: path gets the whole new content, or stays as it was.
+
+    Renaming is atomic only within one file system, so the temporary file lies in path's own folder, which must exist.
+    It is hidden (find_images never takes it for a picture) and keeps path's suffix (some savers go by it). If the
+    block raises, Ctrl-C included, the temporary file is deleted. Raises OSError if the folder can't be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

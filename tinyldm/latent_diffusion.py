@@ -1,0 +1,77 @@
+"""The five parts of a text-to-image latent diffusion model, side by side: no machinery to chase."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from tinyldm.autoencoder import AutoencoderKL
+from tinyldm.clip import CLIPTextEncoder
+from tinyldm.schedule import NoiseSchedule
+from tinyldm.tokenizer import Tokenizer
+from tinyldm.unet import UNet
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What suits a checkpoint best, stored with it; the values here suit Stable Diffusion 1.x."""
+
+    size: int = 512  # of the pictures, pixels
+    sampler: str = "ddim"
+    sampler_steps: int = 50
+    guidance: float = 7.5
+    steps: int = 3000  # of learning a word,
+    batch: int = 4
+    lr: float = 5e-3
+    preview_every: int = 500
+
+
+@dataclass
+class LatentDiffusion:
+    tokenizer: Tokenizer
+    text_encoder: CLIPTextEncoder
+    unet: UNet
+    autoencoder: AutoencoderKL
+    schedule: NoiseSchedule
+    scale: float = 0.18215  # brings the autoencoder's latents to about unit variance, where the noise schedule works
+    defaults: Defaults = field(default_factory=Defaults)
+
+    def modules(self) -> tuple[CLIPTextEncoder, UNet, AutoencoderKL]:
+        return self.text_encoder, self.unet, self.autoencoder
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "LatentDiffusion":
+        """Move the three networks, freeze them, and put them in eval mode; nothing here ever trains them."""
+        for module in self.modules():
+            module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_encoder.table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_encoder.table.dtype
+
+    @property
+    def multiple(self) -> int:
+        """A picture's height and width must be multiples of this many pixels."""
+        return self.autoencoder.config.factor * self.unet.config.factor
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(latent_channels, h, w) of a picture of height x width pixels."""
+        factor = self.autoencoder.config.factor
+        return self.autoencoder.config.latent_channels, height // factor, width // factor
+
+    def encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, 3, H, W) in [-1, 1] -> mean and log-variance of the scaled latents, each (b, c, h, w) in float32."""
+        mean, log_variance = self.autoencoder.encode(pictures.to(self.device, self.dtype))
+        return self.scale * mean.float(), log_variance.float() + 2 * math.log(self.scale)
+
+    def decode(self, z_0: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (b, c, h, w) -> pictures (b, 3, H, W) in float32, about in [-1, 1]."""
+        return self.autoencoder.decode((z_0 / self.scale).to(self.dtype)).float()
+
+    def context(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
+        """Prompts -> what the UNet's cross-attention reads, (b, tokens, width). vectors: the learned rows, if any."""
+        return self.text_encoder(self.tokenizer(prompts).to(self.device), vectors)

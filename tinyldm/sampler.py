@@ -1,0 +1,250 @@
+"""Guidance and the samplers: from noise to a latent, one call of the UNet per step.
+
+A sampler is a generator. It takes z ~ N(0, I) of shape (batch, channels, h, w) and yields the latent after every step:
+
+    z, generators = first_noise((4, 64, 64), seeds=[0, 1])
+    for z in SAMPLERS["ddim"](guided(unet, context, uncond_context, 7.5), z, schedule, 50, generators):
+        ...  # progress, previews
+    images = autoencoder.decode(z / scale)
+
+Every z that is yielded is a z_t as the UNet is trained on, of variance near one; the last one is the sample. The caller
+moves the first noise to the model's device. Between two calls of the model everything is float32, whatever the model's
+own precision is. The conventions (which timesteps, which last step) are those of diffusers with SD 1.5's settings.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyldm import InputError
+from tinyldm.schedule import NoiseSchedule
+
+Model = Callable[[Tensor, Tensor], Tensor]  # z_t (batch, c, h, w), t (batch,) -> eps or v (batch, c, h, w)
+UNet = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same with the context (batch, tokens, width)
+
+
+# ---- guidance ----
+
+
+def guided(unet: UNet, context: Tensor, uncond_context: Tensor | None, scale: float) -> Model:
+    """Classifier-free guidance (2207.12598, eq. 6): eps_uncond + scale (eps_cond - eps_uncond).
+
+    In the paper's letters scale is 1 + w: 0 ignores the prompt, 1 is the plain model, more exaggerates what the prompt
+    changes. context is (batch, tokens, width); uncond_context, (batch or 1, tokens, width), is the empty prompt's, or
+    in its place that of a negative prompt, to move away from. Both halves are one UNet call on a doubled batch; scale 1
+    needs the conditional half alone.
+    """
+
+    def conditional(z: Tensor, t: Tensor) -> Tensor:
+        return unet(z.to(context.dtype), t, context)
+
+    if scale == 1:
+        return conditional
+    contexts = torch.cat([context, uncond_context.expand_as(context)])
+
+    def model(z: Tensor, t: Tensor) -> Tensor:
+        z = z.to(context.dtype)  # the context comes out of the text encoder in the precision the UNet runs in
+        eps_cond, eps_uncond = unet(torch.cat([z, z]), torch.cat([t, t]), contexts).float().chunk(2)
+        return eps_uncond + scale * (eps_cond - eps_uncond)
+
+    return model
+
+
+# ---- noise ----
+
+
+def first_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
+    """One picture's start per seed, (len(seeds), *shape), and the generators that these pictures go on drawing from."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]), generators
+
+
+def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """N(0, I) of z's shape, row i from generator i, drawn on the CPU in float32.
+
+    So a picture is the same on every device and in every precision, and does not depend on its neighbours in the batch.
+    """
+    rows = [torch.randn((1, *row.shape), generator=generator) for row, generator in zip(z, generators, strict=True)]
+    return torch.cat(rows).to(z.device)
+
+
+# ---- samplers that walk from timestep to timestep ----
+
+
+@torch.no_grad()
+def ddpm(
+    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
+) -> Iterator[Tensor]:
+    """Ancestral sampling (DDPM 2006.11239, algorithm 2) with the posterior's own variance, eq. 7.
+
+    The timesteps 981, 961, …, 21, 1 (for 50), then the clean latent, where no noise is added.
+    """
+    timesteps = schedule.timesteps(steps, "leading").tolist()
+    for t, previous in pairwise([*timesteps, -1]):
+        z_0 = schedule.predict_x0(z, _call(model, z, t), t)
+        z, variance = schedule.posterior(z, z_0, t, previous)
+        if previous >= 0:
+            z = z + variance.sqrt() * noise_like(z, generators)
+        yield z
+
+
+@torch.no_grad()
+def ddim(
+    model: Model,
+    z: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    *,
+    eta: float = 0.0,  # 0: deterministic; 1: as much fresh noise per step as ddpm
+) -> Iterator[Tensor]:
+    """DDIM (2010.02502): predict z_0, then put back the noise of the previous timestep, partly fresh if eta > 0.
+
+    The timesteps 981, 961, …, 21, 1 (for 50). The last step goes to timestep 0 and not to the clean latent, as in the
+    original code of Stable Diffusion: a trace of noise, 3% of the signal, stays.
+    """
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta must be between 0 and 1, not {eta!r}")
+    timesteps = schedule.timesteps(steps, "leading").tolist()
+    for t in timesteps:
+        previous = max(t - schedule.steps // steps, 0)
+        output = _call(model, z, t)
+        z_0, eps = schedule.predict_x0(z, output, t), schedule.predict_eps(z, output, t)
+        alpha, sigma = schedule.scales(t, z)
+        alpha_previous, sigma_previous = schedule.scales(previous, z)
+        fresh = eta * sigma_previous / sigma * (1 - (alpha / alpha_previous) ** 2).sqrt()  # eq. 16, σ_t in the paper
+        z = alpha_previous * z_0 + (sigma_previous**2 - fresh**2).sqrt() * eps  # eq. 12
+        if eta > 0:
+            z = z + fresh * noise_like(z, generators)
+        yield z
+
+
+# ---- samplers that walk from noise level to noise level ----
+#
+# EDM (2206.00364) divides z_t by sqrt(ᾱ_t): x = z_0 + σ eps, and the only thing that changes on the way is σ. In these
+# coordinates the probability flow is dx/dσ = eps = (x - z_0) / σ, a straight line if the predicted z_0 did not change.
+# σ ends at 0; z_t = x / sqrt(1 + σ²) goes into the model and out to the caller.
+
+
+@torch.no_grad()
+def euler(
+    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
+) -> Iterator[Tensor]:
+    """Euler's method on the probability flow (EDM 2206.00364, algorithm 1 without its correction). Draws no noise.
+
+    The first x is σ z, as if the last timestep held no signal at all; σ² is 213 there, so little is wrong with that.
+    """
+    timesteps, sigmas = _linspace_levels(schedule, steps)
+    x = sigmas[0] * z
+    for t, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
+        z_0 = _denoise(model, x, t, sigma, schedule)
+        x = x + (sigma_next - sigma) * (x - z_0) / sigma
+        yield _to_z(x, sigma_next)
+
+
+@torch.no_grad()
+def euler_a(
+    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
+) -> Iterator[Tensor]:
+    """Euler's method, but each step goes further down than sigma_next, and fresh noise brings it back up.
+
+    The split is DDPM's posterior (eq. 7) in these coordinates: its variance is sigma_up² = σ_next² (σ² - σ_next²) / σ²,
+    and what remains, sigma_down² = σ_next² - sigma_up², is (σ_next² / σ)².
+    """
+    timesteps, sigmas = _linspace_levels(schedule, steps)
+    x = sigmas[0] * z
+    for t, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
+        z_0 = _denoise(model, x, t, sigma, schedule)
+        sigma_down = sigma_next**2 / sigma
+        sigma_up = (sigma_next**2 - sigma_down**2) ** 0.5
+        x = x + (sigma_down - sigma) * (x - z_0) / sigma
+        if sigma_up > 0:
+            x = x + sigma_up * noise_like(x, generators)
+        yield _to_z(x, sigma_next)
+
+
+@torch.no_grad()
+def dpmpp_2m(
+    model: Model,
+    z: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    *,
+    karras: bool = False,  # EDM's noise levels instead of evenly spaced timesteps
+) -> Iterator[Tensor]:
+    """DPM-Solver++ (2M) (2211.01095, algorithm 2). Draws no noise.
+
+    For a z_0 that stays the same the flow is solved exactly; the z_0 put in here is extrapolated from the last two
+    predictions to the middle of the step, which is h long on the scale of log σ. The first step has no prediction
+    before it, and the last (to σ = 0, h infinite) takes its own as it is.
+    """
+    timesteps, sigmas = _karras_levels(schedule, steps) if karras else _open_levels(schedule, steps)
+    x = z * (1 + sigmas[0] ** 2) ** 0.5
+    z_0_last, h_last = None, 0.0
+    for t, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
+        z_0 = middle = _denoise(model, x, t, sigma, schedule)
+        h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+        if h_last > 0 and sigma_next > 0:  # h_last is 0 where two timesteps were rounded to one, with 1000 steps
+            middle = z_0 + h / (2 * h_last) * (z_0 - z_0_last)
+        x = middle + sigma_next / sigma * (x - middle)  # sigma_next / sigma = exp(-h)
+        z_0_last, h_last = z_0, h
+        yield _to_z(x, sigma_next)
+
+
+SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "euler": euler,
+    "euler_a": euler_a,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_karras": partial(dpmpp_2m, karras=True),
+}
+
+
+# ---- one call of the model ----
+
+
+def _call(model: Model, z: Tensor, t: int | float) -> Tensor:
+    """The model's float32 output at one timestep for the whole batch."""
+    return model(z, torch.full((len(z),), t, device=z.device)).float()
+
+
+def _denoise(model: Model, x: Tensor, t: int | float, sigma: float, schedule: NoiseSchedule) -> Tensor:
+    """The z_0 that the model sees in x = z_0 + sigma eps."""
+    z, alpha = _to_z(x, sigma), 1 / (1 + sigma**2) ** 0.5
+    return schedule.x0_at(z, _call(model, z, t), alpha, sigma * alpha)
+
+
+def _to_z(x: Tensor, sigma: float) -> Tensor:
+    """From x = z_0 + sigma eps to the z_t of the same noise level, of variance near one."""
+    return x / (1 + sigma**2) ** 0.5
+
+
+# ---- which noise levels: each gives steps timesteps for the model, and steps + 1 sigmas of which the last is 0 ----
+
+
+def _linspace_levels(schedule: NoiseSchedule, steps: int) -> tuple[list[float], list[float]]:
+    """Timesteps 999, …, 0 with fractions (which the UNet's sinusoids take as they are), sigma interpolated."""
+    timesteps = schedule.timesteps(steps, "linspace").numpy()
+    return timesteps.tolist(), [*np.interp(timesteps, np.arange(schedule.steps), schedule.sigmas).tolist(), 0.0]
+
+
+def _open_levels(schedule: NoiseSchedule, steps: int) -> tuple[list[int], list[float]]:
+    """Whole timesteps 999, 979, …, 20 (for 50)."""
+    timesteps = schedule.timesteps(steps, "linspace_open")
+    return timesteps.tolist(), [*schedule.sigmas[timesteps].tolist(), 0.0]
+
+
+def _karras_levels(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> tuple[list[int], list[float]]:
+    """sigma^(1/rho) evenly spaced over the schedule's range (EDM eq. 5), and the nearest timestep by log sigma."""
+    schedule.timesteps(steps)  # refuses a bad number of steps
+    table = schedule.sigmas.numpy().astype(np.float64)
+    sigmas = np.linspace(table[-1] ** (1 / rho), table[0] ** (1 / rho), steps) ** rho
+    timesteps = np.interp(np.log(sigmas), np.log(table), np.arange(schedule.steps)).round().astype(np.int64)
+    return timesteps.tolist(), [*sigmas.tolist(), 0.0]

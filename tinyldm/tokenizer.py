@@ -1,0 +1,254 @@
+"""From a prompt to the 77 integers the text encoder reads: CLIP's byte-level byte-pair encoding (BPE).
+
+    "A photo of S*"  -- clean -->  "a photo of" + S*      the placeholder is cut out before cleaning
+                     -- split -->  ["a", "photo", "of"]   words, single digits, runs of punctuation
+                     -- bytes -->  "photo" = p h o t o</w>
+                     -- merge -->  ph ot o</w> -> ph oto</w> -> photo</w>
+                     -- ids   -->  49406 320 1125 539 49408 49407 49407 ...
+
+Since the alphabet is the 256 bytes of UTF-8, every text has an encoding and there is no "unknown" token. The merges are
+learned once from a corpus: join the most frequent neighbours, again and again (Sennrich et al., 1508.07909; over bytes
+as in GPT-2; lower-cased and with an end-of-word mark in CLIP, 2103.00020).
+
+A placeholder, Textual Inversion's new word (2208.01618, section 4.1), gets ids behind the vocabulary's end.
+"""
+
+import gzip
+import html
+import os
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import ftfy
+import regex
+import torch
+
+from tinyldm import InputError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+CLIP_MERGES = 49408 - 512 - 2  # 48,894: CLIP uses only the head of its file of 262,144 merges
+
+# Special tokens typed out, English contractions, words, single digits, runs of anything else that is not white space.
+SPLIT = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+
+
+def byte_symbols() -> dict[int, str]:
+    """One visible character for each byte: itself where it is printable, else the next free one from "Ā" (256) on.
+
+    So a merges file is plain text in which white space can only be the separator. The order is the vocabulary's.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+SYMBOL_OF_BYTE = byte_symbols()
+BYTE_OF_SYMBOL = {symbol: byte for byte, symbol in SYMBOL_OF_BYTE.items()}
+ALPHABET = [*SYMBOL_OF_BYTE.values(), *(symbol + WORD_END for symbol in SYMBOL_OF_BYTE.values())]
+
+
+def clean(text: str) -> str:
+    """Repair mis-decoded text, undo HTML entities (twice: captions from the web hold "&amp;amp;"), lower-case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+def word_symbols(word: str) -> tuple[str, ...]:
+    """A word as its bytes' symbols, the last one marked: "cat" -> ("c", "a", "t</w>")."""
+    symbols = [SYMBOL_OF_BYTE[byte] for byte in word.encode("utf-8")]
+    return (*symbols[:-1], symbols[-1] + WORD_END)
+
+
+def merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """Join every occurrence of `pair`, from left to right."""
+    merged: list[str] = []
+    i = 0
+    while i < len(symbols):
+        width = 2 if symbols[i : i + 2] == pair else 1
+        merged.append("".join(symbols[i : i + width]))
+        i += width
+    return tuple(merged)
+
+
+def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """Learn at most `count` merges, fewer if every word of the captions is one token before that.
+
+    The vocabulary then has 512 + len(merges) + 2 entries. Ties go to the pair that sorts first, so the same captions
+    in any order give the same merges.
+    """
+    words = Counter(word for caption in captions for word in SPLIT.findall(clean(caption)) if word not in (START, END))
+    unfinished = [(word_symbols(word), times) for word, times in words.items()]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        unfinished = [(symbols, times) for symbols, times in unfinished if len(symbols) > 1]
+        pairs: Counter[tuple[str, str]] = Counter()
+        for symbols, times in unfinished:
+            for pair in pairwise(symbols):
+                pairs[pair] += times
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        unfinished = [(merge(symbols, best), times) for symbols, times in unfinished]
+    return merges
+
+
+def read_merges(path: str | Path) -> list[tuple[str, str]]:
+    """Read `merges.txt` or CLIP's `bpe_simple_vocab_16e6.txt.gz`, told apart by content: one "left right" a line."""
+    wanted = "expected a merges.txt or CLIP's bpe_simple_vocab_16e6.txt.gz"
+    try:
+        data = Path(path).read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path}: cannot be read as BPE merges ({reason}); {wanted}") from error
+
+    version, *lines = text.rstrip().split("\n")
+    if "#version" not in version:
+        raise InputError(f'{path}: the first line has no "#version"; {wanted}')
+    if not lines or ("bpe_simple_vocab_16e6" in version and len(lines) < CLIP_MERGES):
+        raise InputError(f"{path}: {len(lines)} merges, the file is cut short; {wanted}, please copy it again")
+
+    merges, known = [], set(ALPHABET)
+    for number, line in enumerate(lines[:CLIP_MERGES], start=2):
+        pair = tuple(line.split())
+        # Any two words would do as a pair, but only real merges are built from symbols that exist by then.
+        if len(pair) != 2 or not known.issuperset(pair) or "".join(pair) in known:
+            raise InputError(f'{path}: line {number}, "{line[:40].strip()}", is no merge of known symbols; {wanted}')
+        merges.append(pair)
+        known.add("".join(pair))
+    return merges
+
+
+class Tokenizer:
+    """Prompts to ids, and back. The vocabulary: 256 bytes, 256 bytes that end a word, the merges, start, end."""
+
+    def __init__(
+        self,
+        merges: Sequence[tuple[str, str]],  # in the order they were learned, which is the order they are applied in
+        *,
+        length: int = 77,  # ids per prompt, start and end included
+        pad: Literal["end", "zero"] = "end",  # after the end: end-of-text again (SD 1.x) or id 0 (SD 2.x)
+    ) -> None:
+        self.merges = [tuple(pair) for pair in merges]
+        self.length = length
+        self.pad = pad
+        self.rank = {pair: rank for rank, pair in enumerate(self.merges)}
+        self.symbols = [*ALPHABET, *("".join(pair) for pair in self.merges), START, END]
+        self.id_of = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self.vocabulary_size = len(self.symbols)
+        self.start, self.end = self.id_of[START], self.id_of[END]
+        self.placeholders: dict[str, list[int]] = {}
+        self._cache: dict[str, list[int]] = {START: [self.start], END: [self.end]}
+
+    @classmethod
+    def read(cls, path: str | Path, length: int = 77, pad: Literal["end", "zero"] = "end") -> "Tokenizer":
+        """The tokenizer of a merges file; see read_merges."""
+        return cls(read_merges(path), length=length, pad=pad)
+
+    def write_merges(self, path: str | Path) -> None:
+        """Write `merges.txt`, which `read` and transformers understand; whole or not at all."""
+        temporary = Path(f"{path}.tmp")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+
+    def add_placeholder(self, token: str, vectors: int = 1) -> list[int]:
+        """Let `token` stand for `vectors` new ids, counted on from the end of the vocabulary; returns them."""
+        if not clean(token) or regex.search(r"\s", token):
+            raise InputError(f'the token is {token!r}, expected visible characters without white space; try "S*"')
+        if token in self.placeholders:
+            raise InputError(f'the token "{token}" is already a placeholder; give each concept a token of its own')
+        if len(self._encode_plain(token)) == 1:
+            raise InputError(
+                f'the token "{token}" is already a word of the vocabulary, expected a new one; try "<{token}>" or "S*"'
+            )
+        if vectors < 1:
+            raise InputError(f'the token "{token}" has {vectors} vectors, expected 1 or more')
+
+        first = self.vocabulary_size + sum(map(len, self.placeholders.values()))
+        self.placeholders[token] = list(range(first, first + vectors))
+        return self.placeholders[token]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text as it is: no start, no end, no padding, nothing cut off."""
+        ids: list[int] = []
+        # Placeholders go first, on the raw text: lower-casing and BPE would make "s", "*" of "S*".
+        for piece in self._split_placeholders(text):
+            ids += self.placeholders[piece] if piece in self.placeholders else self._encode_plain(piece)
+        return ids
+
+    def __call__(self, texts: str | Sequence[str]) -> torch.Tensor:
+        """Prompts to ids (n, length): start, the text, end, padding. A text that is too long is cut before its end."""
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = torch.full((len(texts), self.length), self.end if self.pad == "end" else 0, dtype=torch.long)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.start, *self._truncate(text, self.encode(text)), self.end]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The cleaned text behind the ids, up to end-of-text; a placeholder of several vectors is named once."""
+        token_of = {token_ids[0]: token for token, token_ids in self.placeholders.items()}
+        data = b""
+        for i in map(int, ids):
+            if i == self.end:
+                break
+            if i in token_of:
+                data += f"{token_of[i]} ".encode()
+            elif i < self.start:
+                symbol = self.symbols[i]
+                data += bytes(BYTE_OF_SYMBOL[character] for character in symbol.removesuffix(WORD_END))
+                if symbol.endswith(WORD_END):
+                    data += b" "
+        return data.decode("utf-8", errors="replace").strip()
+
+    def _truncate(self, text: str, ids: list[int]) -> list[int]:
+        room = self.length - 2
+        kept, cut = ids[:room], ids[room:]
+        for token, token_ids in self.placeholders.items():
+            # Without its placeholder a prompt would train nothing, and nobody would notice.
+            if not set(token_ids).isdisjoint(cut):
+                raise InputError(
+                    f'"{token}" is cut off: the prompt "{text}" has {len(ids)} tokens, expected at most {room}; '
+                    f'shorten it, or move "{token}" to its front'
+                )
+        if cut:
+            warnings.warn(f'the prompt has {len(ids)} tokens, {room} fit; cut off: "{self.decode(cut)}"', stacklevel=3)
+        return kept
+
+    def _split_placeholders(self, text: str) -> list[str]:
+        """Cut the text before and after each placeholder: longest first, and never inside a longer word.
+
+        As with \\b, an edge of the token that is a letter, digit or underscore must not touch another one; any other
+        edge is a boundary itself. So "S*" is found in "two S*s", but not in "XS*"; "cat-toy" not in "cat-toys".
+        """
+        if not self.placeholders:
+            return [text]
+        patterns = [
+            (r"(?<!\w)" if regex.match(r"\w", token[0]) else "")
+            + regex.escape(token)
+            + (r"(?!\w)" if regex.match(r"\w", token[-1]) else "")
+            for token in sorted(self.placeholders, key=len, reverse=True)
+        ]
+        return regex.split(f"({'|'.join(patterns)})", text)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return [i for word in SPLIT.findall(clean(text)) for i in self._encode_word(word)]
+
+    def _encode_word(self, word: str) -> list[int]:
+        """Apply the merges to one word, the earliest learned first, until none applies."""
+        if word not in self._cache:
+            symbols = word_symbols(word)
+            while known := [pair for pair in pairwise(symbols) if pair in self.rank]:
+                symbols = merge(symbols, min(known, key=self.rank.__getitem__))
+            self._cache[word] = [self.id_of[symbol] for symbol in symbols]
+        return self._cache[word]
