@@ -1,4 +1,4 @@
-"""What the parity tests share: random models, the names diffusers and transformers give our weights, measuring differences.
+"""What the parity tests share: random models, our weights under the names of diffusers and transformers, differences.
 
 diffusers renamed the original checkpoints' weights, flat lists into nested ones; the rules are a dozen lines a model.
 They are written here on their own, without checkpoint.py's tables, so that each checks the other.
@@ -24,6 +24,7 @@ from tinyldm.unet import UNet, UNetConfig
 def difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
     """The largest difference, as a share of the reference's largest value."""
     assert ours.shape == reference.shape
+    ours, reference = ours.detach(), reference.detach()
     return float((ours - reference).abs().max() / reference.abs().max())
 
 
@@ -51,19 +52,20 @@ BEFORE_A_NORM = re.compile(
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Every parameter at random, those that start at zero or one too, so that none can be missed or swapped unseen.
 
-    What the norms read is kept small, with a variance near 1e-3: there a wrong eps of 1e-6 or 1e-5 shows.
+    What the norms read is kept small, with a variance of 1e-4 and more: there a wrong eps of 1e-6 or 1e-5 shows.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
-        noise = torch.randn(p.shape, generator=generator)
-        if p.ndim > 1:
-            size = 0.03 if BEFORE_A_NORM.search(name) else 1.0
-            value = size * noise / p[0].numel() ** 0.5  # divided so that a layer's output is as large as its input
-        elif name.endswith("weight"):
-            value = 1 + 0.3 * noise  # the scale of a norm
-        else:
-            value = 0.03 * noise
-        p.data.copy_(value)
+    for name, module in model.named_modules():
+        is_norm = isinstance(module, (nn.GroupNorm, nn.LayerNorm))
+        size = 0.01 if BEFORE_A_NORM.search(name) else 1.0
+        for p in module.parameters(recurse=False):
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim > 1:
+                p.data = size * noise / p[0].numel() ** 0.5  # divided: a layer's output is `size` times its input
+            elif is_norm:
+                p.data = p.data + 0.3 * noise  # around the scale of 1 and the shift of 0
+            else:
+                p.data = 0.01 * noise
 
 
 def copy_weights(ours: nn.Module, reference: nn.Module, rename) -> None:
@@ -214,9 +216,7 @@ def autoencoder_name(name: str, levels: int) -> str:
 
 TEXTS = {
     "1.x": CLIPTextConfig(vocabulary_size=60, length=16, width=32, layers=3, heads=4),
-    "2.x": CLIPTextConfig(
-        vocabulary_size=60, length=16, width=48, layers=4, heads=3, activation="gelu", skip_last=1
-    ),
+    "2.x": CLIPTextConfig(vocabulary_size=60, length=16, width=48, layers=4, heads=3, activation="gelu", skip_last=1),
 }
 
 
@@ -251,7 +251,7 @@ class ReferenceText(nn.Module):
     def add_rows(self, vectors: torch.Tensor) -> nn.Parameter:
         """The vocabulary's table with the vectors as new rows at its end, as one parameter."""
         old = self.model.get_input_embeddings().num_embeddings
-        self.model.resize_token_embeddings(old + len(vectors), mean_resizing=False)
+        self.model.resize_token_embeddings(old + len(vectors))
         table = self.model.get_input_embeddings().weight
         table.data[old:] = vectors.detach()
         return table

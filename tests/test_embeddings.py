@@ -52,6 +52,11 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path):
     assert torch.equal(load_embeddings(tmp_path / "e.safetensors")["S*"], torch.ones(1, 8))
 
 
+def test_several_tokens_come_in_the_same_order_every_time(tmp_path):
+    save_embeddings(tmp_path / "e", {f"<{i}>": torch.ones(1, 8) for i in (3, 1, 4, 0, 2)})
+    assert all(list(load_embeddings(tmp_path / "e")) == ["<0>", "<1>", "<2>", "<3>", "<4>"] for _ in range(20))
+
+
 # Reading what diffusers writes
 
 
@@ -177,7 +182,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeyp
         ({"state_dict": {"conv.weight": torch.ones(4, 4, 3, 3)}}, "str -> dict"),
         ({"conv.weight": torch.ones(4, 4, 3, 3)}, "shape (4, 4, 3, 3)"),
         ({"token_embedding.weight": torch.ones(1000, 8)}, "1 to 75 vectors"),
-        ({"norm.weight": torch.ones(8), "proj.weight": torch.ones(8, 16)}, "has width 16"),
+        ({"norm.weight": torch.ones(8), "proj.weight": torch.ones(8, 16)}, "widths [8, 16]"),
         ({"S*": torch.tensor(1.0)}, "shape ()"),
         ({"S*": torch.ones(0, 8)}, "shape (0, 8)"),
         ({"S*": torch.ones(2, 0)}, "shape (2, 0)"),

@@ -31,7 +31,7 @@ REPAIRED_TEXTS = {
     "salt &amp; pepper": "salt & pepper",
     "salt &amp;amp; pepper": "salt & pepper",
     "<b> &amp;amp;": "<b> &",  # ftfy leaves entities alone beside a "<"
-    "“quoted” it’s": "\"quoted\" it's",
+    "“quoted” it’s": '"quoted" it\'s',
     "donâ€™t": "don't",
     "ﬁne Ｆｕｌｌ": "fine full",
     "a\x07b": "ab",
@@ -334,8 +334,8 @@ PACKED = gzip.compress(b'"bpe_simple_vocab_16e6.txt#version: 0.2\ni n\nt h\n' * 
     ("content", "message"),
     [
         (None, "No such file"),
-        (b"", "no \"#version\""),
-        (b"hello world\nhow are you\n", "no \"#version\""),
+        (b"", 'no "#version"'),
+        (b"hello world\nhow are you\n", 'no "#version"'),
         (b"#version: 0.2\n", "0 merges, the file is cut short"),
         (b"#version: 0.2\ni n\nhello world\n", 'line 3, "hello world", is no merge'),
         (b"#version: 0.2\ni n\nin\n", 'line 3, "in", is no merge'),

@@ -7,7 +7,7 @@ The names are those of the original checkpoints (`first_stage_model.` + these), 
 - `down` and `up` are lists of levels, each a bare Module holding `block` and, but for the coarsest / finest one, the
   `downsample` / `upsample` step. `up` counts from the FINE end, as `down` does, so the decoder walks it backwards.
 - `nin_shortcut` ("network in network") is a 1x1 convolution where a block changes its number of channels.
-- `quant_conv` and `post_quant_conv` are 1x1 convolutions around the latent, left over from the vector-quantised sibling.
+- `quant_conv` and `post_quant_conv` are 1x1 convolutions around the latent, from its vector-quantised sibling.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,9 @@ class AutoencoderConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512)  # of each level, fine to coarse
     blocks: int = 2  # residual blocks per level in the encoder; the decoder has one more
     latent_channels: int = 4
-    norm_groups: int = 32  # GroupNorm needs about four channels a group, or it turns into instance norm and loses colours
+    norm_groups: int = (
+        32  # GroupNorm needs about four channels a group, or it turns into instance norm and loses colours
+    )
 
     @property
     def factor(self) -> int:

@@ -5,6 +5,8 @@ The file's metadata holds, as JSON under "tinyldm", every size and setting, so n
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,19 +56,32 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LatentDiffusion:
-    """The model, frozen, on its device. Raises InputError if there is no checkpoint, or it is broken or another kind."""
+    """The model, frozen, on its device. Raises InputError if there is no checkpoint, or a broken one."""
     path = checkpoint_file(path)
+    with opened(path) as file:
+        config = read_config(path, file.metadata() or {})
+        model = build(config, Tokenizer.read(path.parent / "merges.txt", **config["tokenizer"]))
+        for part, prefix in PREFIXES.items():
+            load_part(path, file, getattr(model, part), prefix, dtype)
+    return model.to(device)
+
+
+def text_width(path: str | Path) -> int:
+    """How wide the text encoder's vectors are, so that a learned word can be refused before any weight is read."""
+    path = checkpoint_file(path)
+    with opened(path) as file:
+        return read_config(path, file.metadata() or {})["text_encoder"]["width"]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, "pt") as file:
-            config = read_config(path, file.metadata() or {})
-            model = build(config, Tokenizer.read(path.parent / "merges.txt", **config["tokenizer"]))
-            for part, prefix in PREFIXES.items():
-                load_part(path, file, getattr(model, part), prefix, dtype)
+            yield file
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path} is no readable safetensors checkpoint ({error}); expected one like weights/tiny, copy it again"
         ) from error
-    return model.to(device)
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -94,17 +109,14 @@ def read_config(path: Path, metadata: dict[str, str]) -> dict:
 
 
 def build(config: dict, tokenizer: Tokenizer) -> LatentDiffusion:
-    """The model in these sizes, on the meta device: shapes without memory, to be filled by load_part."""
+    """The model in these sizes, its networks on the meta device: shapes without memory, to be filled by load_part."""
+    sizes = {part: {name: as_tuple(value) for name, value in config[part].items()} for part in PREFIXES}
     with torch.device("meta"):
-        return LatentDiffusion(
-            tokenizer=tokenizer,
-            text_encoder=CLIPTextEncoder(CLIPTextConfig(**config["text_encoder"])),
-            unet=UNet(UNetConfig(**{k: as_tuple(v) for k, v in config["unet"].items()})),
-            autoencoder=AutoencoderKL(AutoencoderConfig(**{k: as_tuple(v) for k, v in config["autoencoder"].items()})),
-            schedule=NoiseSchedule(**config["schedule"]),
-            scale=config["scale"],
-            defaults=Defaults(**config["defaults"]),
-        )
+        text_encoder = CLIPTextEncoder(CLIPTextConfig(**sizes["text_encoder"]))
+        unet = UNet(UNetConfig(**sizes["unet"]))
+        autoencoder = AutoencoderKL(AutoencoderConfig(**sizes["autoencoder"]))
+    schedule, defaults = NoiseSchedule(**config["schedule"]), Defaults(**config["defaults"])
+    return LatentDiffusion(tokenizer, text_encoder, unet, autoencoder, schedule, config["scale"], defaults)
 
 
 def as_tuple(value: object) -> object:

@@ -52,7 +52,7 @@ def _read(path: Path) -> object:
     content = path.read_bytes()
     try:
         if content[8:9] == b"{":  # a length in 8 bytes, then JSON
-            return safetensors.torch.load(content)
+            return dict(sorted(safetensors.torch.load(content).items()))  # its order changes from call to call
         if content.startswith((b"PK", b"\x80")):  # torch.save: a zip, before PyTorch 1.6 a bare pickle
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # each of the two parsers has a dozen types for a broken file
@@ -79,8 +79,7 @@ def _checked(path: str | Path, content: object, width: int | None) -> dict[str, 
             raise InputError(f"{name} has shape {shape}, {expected}: if it is a checkpoint, give it as --weights")
         if not tensor.is_floating_point():
             raise InputError(f"{name} holds {tensor.dtype}, expected floating-point numbers: this is not an embedding")
-        width = width or rows.shape[1]  # all tokens of a file are for one text encoder
-        if rows.shape[1] != width:
+        if width and rows.shape[1] != width:
             found, wanted = (f"{n}{FAMILIES.get(n, '')}" for n in (rows.shape[1], width))
             advice = "choose the --weights it was learned on, or learn it again on these with train.py"
             raise InputError(f"{name} has width {found}, this model's text encoder takes {wanted}: {advice}")
@@ -88,4 +87,8 @@ def _checked(path: str | Path, content: object, width: int | None) -> dict[str, 
         embeddings[token] = rows.detach().cpu().float().clone(memory_format=torch.contiguous_format)
         if not embeddings[token].isfinite().all():
             raise InputError(f"{name} holds NaN or infinite values: its training failed; train again, at a lower --lr")
+    if len(widths := {vectors.shape[1] for vectors in embeddings.values()}) > 1:
+        raise InputError(
+            f"{path} holds vectors of widths {sorted(widths)}, expected one: it is for no single text encoder"
+        )
     return embeddings

@@ -1,12 +1,15 @@
 """The five parts of a text-to-image latent diffusion model, side by side: no machinery to chase."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderKL
 from tinyldm.clip import CLIPTextEncoder
+from tinyldm.sampler import SAMPLERS, first_noise, guided
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.tokenizer import Tokenizer
 from tinyldm.unet import UNet
@@ -16,7 +19,7 @@ from tinyldm.unet import UNet
 class Defaults:
     """What suits a checkpoint best, stored with it; the values here suit Stable Diffusion 1.x."""
 
-    size: int = 512  # of the pictures, pixels
+    size: int = 512  # of the pictures, in pixels
     sampler: str = "ddim"
     sampler_steps: int = 50
     guidance: float = 7.5
@@ -24,6 +27,8 @@ class Defaults:
     batch: int = 4
     lr: float = 5e-3
     preview_every: int = 500
+    init_object: str = "object"  # the word that a new object starts from,
+    init_style: str = "painting"  # and a new style
 
 
 @dataclass
@@ -75,3 +80,36 @@ class LatentDiffusion:
     def context(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts -> what the UNet's cross-attention reads, (b, tokens, width). vectors: the learned rows, if any."""
         return self.text_encoder(self.tokenizer(prompts).to(self.device), vectors)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises InputError if the UNet cannot halve and double pictures of this size."""
+        if height % self.multiple or width % self.multiple:
+            near = [max(round(side / self.multiple), 1) * self.multiple for side in (height, width)]
+            raise InputError(
+                f"a picture of {height}x{width} pixels does not fit this checkpoint: expected multiples of "
+                f"{self.multiple}; try {near[0]}x{near[1]}"
+            )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],  # one a prompt: each picture's noise is its own, whatever its neighbours
+        *,
+        vectors: torch.Tensor | None = None,  # the rows of the learned words
+        negative: str = "",  # what to move away from
+        sampler: str | None = None,  # None here and below: the checkpoint's default
+        steps: int | None = None,
+        guidance: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yields the latents (b, c, h, w) after each step of the sampler; decode the last for the pictures."""
+        d = self.defaults
+        height, width = height or d.size, width or d.size
+        self.check_size(height, width)
+        context = self.context([*prompts, negative], vectors)
+        denoiser = guided(self.unet, context[:-1], context[-1:], d.guidance if guidance is None else guidance)
+        z_T, generators = first_noise(self.latent_shape(height, width), seeds)
+        run = SAMPLERS[sampler or d.sampler]
+        yield from run(denoiser, z_T.to(self.device), self.schedule, steps or d.sampler_steps, generators)

@@ -1,4 +1,4 @@
-"""The UNet of latent diffusion: noisy latent, timestep and prompt in, the noise (or v) out (arXiv 2112.10752, 2006.11239).
+"""The UNet of latent diffusion: noisy latent, timestep and prompt in, noise (or v) out (arXiv 2112.10752, 2006.11239).
 
 The path goes down to coarse levels and up again; what each step of the way down saw is handed across to the way up.
 ResBlocks take in the timestep, SpatialTransformers the prompt.
@@ -25,7 +25,7 @@ from tinyldm.attention import attention
 class UNetConfig:
     """The defaults are those of Stable Diffusion 1.x (859,520,964 parameters).
 
-    Stable Diffusion 2.x: head_width=64, context_width=1024, linear_projections=True (865,910,724 parameters).
+    Stable Diffusion 2.x: heads=None, head_width=64, context_width=1024, linear_projections=True (865,910,724 parameters).
     """
 
     latent_channels: int = 4
@@ -35,7 +35,9 @@ class UNetConfig:
     context_width: int = 768  # of the text encoder
     heads: int | None = 8  # attention heads at every level,
     head_width: int | None = None  # or, if heads is None, channels / head_width of them
-    linear_projections: bool = False  # SpatialTransformer's proj_in and proj_out: linear (2.x) or 1x1 convolutions (1.x)
+    linear_projections: bool = (
+        False  # SpatialTransformer's proj_in and proj_out: linear (2.x) or 1x1 convolutions (1.x)
+    )
     norm_groups: int = 32
 
     def heads_for(self, channels: int) -> int:

@@ -34,7 +34,6 @@ from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.images import contact_sheet, save_image, to_images
 from tinyldm.lab.world import Picture, caption, make_pictures
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
-from tinyldm.sampler import ddim, first_noise, guided
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.tokenizer import Tokenizer, learn_merges
 from tinyldm.unet import UNet, UNetConfig
@@ -126,7 +125,7 @@ class Training:
         save_every: int = 250,
         sheet_every: int = 1000,
     ) -> bool:
-        """Train until done (True) or until the clock says stop (False). `loss_of` draws a batch and gives its losses."""
+        """Train until done (True) or the clock says stop (False). `loss_of` draws a batch and gives its losses."""
         bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.folder.name)
         log = open(self.folder / "loss.csv", "a", newline="")  # noqa: SIM115
         rows, running = csv.writer(log), {}
@@ -370,23 +369,16 @@ def train_diffusion(
 
     def sheet() -> None:
         with training.averaged() as averaged:
-            parts = LatentDiffusion(tokenizer, averaged.text_encoder, averaged.unet, autoencoder, SCHEDULE, 1.0, DEFAULTS)
-            rows = [sample(parts, [prompt] * 8, range(8)) for prompt in SHEET_PROMPTS]
+            parts = LatentDiffusion(
+                tokenizer, averaged.text_encoder, averaged.unet, autoencoder, SCHEDULE, 1.0, DEFAULTS
+            )
+            rows = []
+            for prompt in SHEET_PROMPTS:
+                *_, z_0 = parts.generate([prompt] * 8, range(8))
+                rows.append(to_images(parts.decode(z_0)))
         save_sheet(training, rows, SHEET_PROMPTS)
 
     return training.run(loss_of, sheet, stop_at)
-
-
-@torch.no_grad()
-def sample(model: LatentDiffusion, prompts: list[str], seeds: range) -> list:
-    """One picture a prompt, with the checkpoint's defaults."""
-    d = model.defaults
-    context, empty = model.context(prompts), model.context([""] * len(prompts))
-    z, generators = first_noise(model.latent_shape(d.size, d.size), seeds)
-    denoise = guided(model.unet, context, empty, d.guidance)
-    for z in ddim(denoise, z.to(model.device), model.schedule, d.sampler_steps, generators):
-        pass
-    return to_images(model.decode(z))
 
 
 def save_sheet(training: Training, rows: list, labels: list[str]) -> None:

@@ -1,0 +1,95 @@
+"""What the two scripts share: one-line errors, and which device and dtype to compute with."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from tinyldm import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose --help is the script's docstring and whose errors are one line."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python {self.prog} --help")
+
+
+def run(script: Callable[[], int | None]) -> NoReturn:
+    """Call the script and exit; what the user can put right becomes one line and status 2, without a traceback."""
+    name = Path(sys.argv[0]).name
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
+    try:
+        sys.exit(script())
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
+    return value
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", type=Path, default=Path("weights/tiny"), metavar="DIR", help="checkpoint (%(default)s)"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="same seed, same result (%(default)s)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    parser.add_argument(
+        "--dtype", choices=["auto", *DTYPES], default="auto", help="of the frozen weights; auto: float32 on the CPU"
+    )
+
+
+def choose_device(name: str) -> str:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, there in available.items() if there)
+        raise InputError(f"--device {name} is not available here; found {there}; try --device auto")
+    return name
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    if name != "auto":
+        return DTYPES[name]
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def free_folder(base: Path) -> Path:
+    """The first of base, base-2, base-3, … that does not exist yet: nothing earlier is overwritten."""
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
