@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.checkpoint import checkpoint_hash, load_checkpoint, text_width
+from tinyldm.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
 from tinyldm.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images
 from tinyldm.inversion import add_concepts
@@ -31,7 +31,8 @@ def main() -> int:
     options = parse_options()
     prompts = [prompt for prompt in read_prompts(options) for _ in range(options.num)]
     device = cli.choose_device(options.device)
-    embeddings = [load_embeddings(file, text_width(options.weights)) for file in options.embedding]
+    width = checkpoint_config(options.weights)["text_encoder"]["width"]
+    embeddings = [load_embeddings(file, width) for file in options.embedding]
 
     model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device))
     vectors = add_concepts(model, embeddings)
@@ -86,7 +87,8 @@ def parameters(prompt: str, seed: int, weights_hash: str, options: Namespace) ->
     negative = f"Negative prompt: {options.negative}\n" if options.negative else ""
     return (
         f"{prompt}\n{negative}Steps: {options.steps}, Sampler: {options.sampler}, CFG scale: {options.guidance:g}, "
-        f"Seed: {seed}, Size: {options.width}x{options.height}, Model hash: {weights_hash}, Model: {options.weights.stem}"
+        f"Seed: {seed}, Size: {options.width}x{options.height}, "
+        f"Model hash: {weights_hash}, Model: {options.weights.stem}"
     )
 
 
@@ -122,7 +124,7 @@ def parse_options() -> Namespace:
     add("--embedding", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help="learned words")
     cli.add_model_options(parser)
     add("--sampler", choices=list(SAMPLERS), help="default, as for the next four: what suits the checkpoint")
-    add("--steps", type=cli.whole(1), metavar="N")
+    add("--steps", type=cli.whole(1, 1000), metavar="N")
     add("--guidance", type=cli.positive, metavar="SCALE", help="1: the plain model; more: closer to the prompt")
     add("--height", type=cli.whole(1), metavar="PIXELS")
     add("--width", type=cli.whole(1), metavar="PIXELS")

@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.checkpoint import checkpoint_file, checkpoint_hash, load_checkpoint
+from tinyldm.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
 from tinyldm.embeddings import save_embeddings
 from tinyldm.files import write_atomically
-from tinyldm.images import contact_sheet, read_image, read_images, save_image, square, to_images, to_tensor
+from tinyldm.images import contact_sheet, read_image, read_images, save_image, to_images, to_tensor
 from tinyldm.inversion import TEMPLATES, Concept, captions_of, draw_batch, inversion_loss, new_concept, read_templates
 from tinyldm.latent_diffusion import LatentDiffusion
 
@@ -41,9 +41,9 @@ FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "o
 def main() -> int:
     options = parse_options()
     device = cli.choose_device(options.device)
-    checkpoint_file(options.weights)
     templates = read_templates(options.templates) if options.templates else TEMPLATES[options.property]
-    images = [image for _, image in read_images(options.images)]
+    size = options.size or checkpoint_config(options.weights)["defaults"]["size"]
+    images = [image for _, image in read_images(options.images, size)]
 
     # The frozen model, and a word of its own for the concept: rows behind the end of the vocabulary's table.
     model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device))
@@ -52,14 +52,13 @@ def main() -> int:
     captions = captions_of(model, templates, options.token)
 
     # Every picture becomes a latent once: the Gaussian that it is encoded to, and its mirror image's.
-    images = [square(image, options.size) for image in images]
     mean, log_variance = encode(model, images)
 
     run = Run(options, concept)
     run.resume() if options.resume else run.start(images)
     bar = tqdm(total=options.steps, initial=run.done, desc=f"learning {options.token}")
-    try:
-        while run.done < options.steps:
+    with cli.stop_on_interrupt() as stopping:
+        while run.done < options.steps and not stopping():
             if run.done % options.preview_every == 0:
                 run.preview(model)
 
@@ -77,14 +76,12 @@ def main() -> int:
             bar.set_postfix(loss=f"{loss.item():.4f}")
             if run.done % options.save_every == 0:
                 run.save()
-    except KeyboardInterrupt:
-        bar.close()
-        run.save()
+    bar.close()
+    run.save()
+    if run.done < options.steps:
         print(f"stopped after {run.done} of {options.steps} steps, saved in {run.folder}; to go on:")
         print(f"  {resume_command(run.folder)}")
         return 130
-    bar.close()
-    run.save()
     run.preview(model)
     print(f"learned {options.token}: look at {run.folder / 'preview.png'}, then try")
     print(f"  {sample_command(options, run.folder)}")

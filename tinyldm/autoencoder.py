@@ -28,9 +28,7 @@ class AutoencoderConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512)  # of each level, fine to coarse
     blocks: int = 2  # residual blocks per level in the encoder; the decoder has one more
     latent_channels: int = 4
-    norm_groups: int = (
-        32  # GroupNorm needs about four channels a group, or it turns into instance norm and loses colours
-    )
+    norm_groups: int = 32  # a group needs about four channels: with one, GroupNorm is instance norm and loses colours
 
     @property
     def factor(self) -> int:

@@ -59,18 +59,17 @@ def load_checkpoint(
     """The model, frozen, on its device. Raises InputError if there is no checkpoint, or a broken one."""
     path = checkpoint_file(path)
     with opened(path) as file:
-        config = read_config(path, file.metadata() or {})
-        model = build(config, Tokenizer.read(path.parent / "merges.txt", **config["tokenizer"]))
+        model = build(path, read_config(path, file.metadata() or {}))
         for part, prefix in PREFIXES.items():
             load_part(path, file, getattr(model, part), prefix, dtype)
     return model.to(device)
 
 
-def text_width(path: str | Path) -> int:
-    """How wide the text encoder's vectors are, so that a learned word can be refused before any weight is read."""
+def checkpoint_config(path: str | Path) -> dict:
+    """The sizes and settings of a checkpoint: enough to refuse what does not fit before any weight is read."""
     path = checkpoint_file(path)
     with opened(path) as file:
-        return read_config(path, file.metadata() or {})["text_encoder"]["width"]
+        return read_config(path, file.metadata() or {})
 
 
 @contextmanager
@@ -108,15 +107,27 @@ def read_config(path: Path, metadata: dict[str, str]) -> dict:
         ) from error
 
 
-def build(config: dict, tokenizer: Tokenizer) -> LatentDiffusion:
+def build(path: Path, config: dict) -> LatentDiffusion:
     """The model in these sizes, its networks on the meta device: shapes without memory, to be filled by load_part."""
-    sizes = {part: {name: as_tuple(value) for name, value in config[part].items()} for part in PREFIXES}
-    with torch.device("meta"):
-        text_encoder = CLIPTextEncoder(CLIPTextConfig(**sizes["text_encoder"]))
-        unet = UNet(UNetConfig(**sizes["unet"]))
-        autoencoder = AutoencoderKL(AutoencoderConfig(**sizes["autoencoder"]))
-    schedule, defaults = NoiseSchedule(**config["schedule"]), Defaults(**config["defaults"])
-    return LatentDiffusion(tokenizer, text_encoder, unet, autoencoder, schedule, config["scale"], defaults)
+    try:
+        sizes = {part: {name: as_tuple(value) for name, value in config[part].items()} for part in PREFIXES}
+        with torch.device("meta"):
+            text_encoder = CLIPTextEncoder(CLIPTextConfig(**sizes["text_encoder"]))
+            unet = UNet(UNetConfig(**sizes["unet"]))
+            autoencoder = AutoencoderKL(AutoencoderConfig(**sizes["autoencoder"]))
+        schedule, defaults = NoiseSchedule(**config["schedule"]), Defaults(**config["defaults"])
+        length, pad, scale = config["tokenizer"]["length"], config["tokenizer"]["pad"], float(config["scale"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: its configuration is not one of ours ({error}); copy the checkpoint again"
+        ) from error
+    tokenizer = Tokenizer.read(path.parent / "merges.txt", length=length, pad=pad)
+    if tokenizer.vocabulary_size != text_encoder.config.vocabulary_size:
+        raise InputError(
+            f"{path.parent / 'merges.txt'} makes a vocabulary of {tokenizer.vocabulary_size}, expected "
+            f"{text_encoder.config.vocabulary_size} for {path.name}; copy both files again"
+        )
+    return LatentDiffusion(tokenizer, text_encoder, unet, autoencoder, schedule, scale, defaults)
 
 
 def as_tuple(value: object) -> object:

@@ -1,9 +1,11 @@
 """What the two scripts share: one-line errors, and which device and dtype to compute with."""
 
 import argparse
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose --help is the script's docstring and whose errors are one line."""
 
     def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see python {self.prog} --help")
@@ -32,15 +34,37 @@ def run(script: Callable[[], int | None]) -> NoReturn:
         sys.exit(script())
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be written, …
+        print(f"{name}: error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+    sys.exit(2)
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least` on."""
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """`with stop_on_interrupt() as stopping`: Ctrl-C only makes stopping() true, so that no step is cut in half.
+
+    A second Ctrl-C interrupts at once.
+    """
+    asked = []
+
+    def ask(*_: object) -> None:
+        asked.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def whole(least: int, most: float = float("inf")) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least {least}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            limit = f" and at most {most}" if most < float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least {least}{limit}")
         return int(text)
 
     return parse

@@ -23,6 +23,8 @@ FAMILIES = {768: " (SD 1.x)", 1024: " (SD 2.x)"}
 
 def save_embeddings(path: str | Path, embeddings: dict[str, Tensor]) -> None:
     """Write {token: (vectors, width)} in float32, all of it or nothing. Raises InputError as load_embeddings would."""
+    if "__metadata__" in embeddings:
+        raise InputError('the token "__metadata__" has a meaning of its own in safetensors files; choose another')
     content = safetensors.torch.save(_checked(path, embeddings, None), metadata={"format": "pt"})
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)

@@ -25,7 +25,8 @@ from tinyldm.attention import attention
 class UNetConfig:
     """The defaults are those of Stable Diffusion 1.x (859,520,964 parameters).
 
-    Stable Diffusion 2.x: heads=None, head_width=64, context_width=1024, linear_projections=True (865,910,724 parameters).
+    Stable Diffusion 2.x (865,910,724 parameters): heads=None, head_width=64, context_width=1024,
+    linear_projections=True.
     """
 
     latent_channels: int = 4
@@ -35,9 +36,7 @@ class UNetConfig:
     context_width: int = 768  # of the text encoder
     heads: int | None = 8  # attention heads at every level,
     head_width: int | None = None  # or, if heads is None, channels / head_width of them
-    linear_projections: bool = (
-        False  # SpatialTransformer's proj_in and proj_out: linear (2.x) or 1x1 convolutions (1.x)
-    )
+    linear_projections: bool = False  # SpatialTransformer's proj_in, proj_out: linear (2.x) or 1x1 convolutions (1.x)
     norm_groups: int = 32
 
     def heads_for(self, channels: int) -> int:

@@ -97,7 +97,7 @@ class Recipe:
 
 RECIPES = {
     "autoencoder": Recipe(steps=2600, batch=32, lr=2e-3),
-    "diffusion": Recipe(steps=9000, batch=64, lr=1e-3),
+    "diffusion": Recipe(steps=8000, batch=64, lr=1e-3),
 }
 
 
@@ -403,7 +403,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="states, losses and sheets (%(default)s)")
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"), help="the checkpoint (%(default)s)")
     parser.add_argument("--stage", choices=["all", "autoencoder", "diffusion", "export"], default="all")
-    parser.add_argument("--pictures", type=int, default=60_000, help="training pictures to draw (%(default)s)")
+    parser.add_argument("--pictures", type=int, default=40_000, help="training pictures to draw (%(default)s)")
     parser.add_argument("--steps", type=int, help="of the stage; default: the recipe's")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then; run again to go on")
     parser.add_argument("--seed", type=int, default=0)

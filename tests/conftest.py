@@ -1,0 +1,74 @@
+"""Fixtures that several test files share: the tiny checkpoint, and running a script as a user would."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import sample
+import train
+from tinyldm import cli
+from tinyldm.checkpoint import load_checkpoint
+from tinyldm.latent_diffusion import LatentDiffusion
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "weights" / "tiny"
+EXAMPLES = ROOT / "examples"
+SCRIPTS = {"train.py": train.main, "sample.py": sample.main}
+
+
+@dataclass
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The error line; fails the test if there is not exactly one line, or if it is a traceback."""
+        lines = [line for line in self.err.splitlines() if ": warning:" not in line]
+        assert self.status == 2, self
+        assert len(lines) == 1 and ": error: " in lines[0], self.err
+        return lines[0]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
+    """run("train.py", "--images", …): the script's own main in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_script(script: str, *arguments: object) -> Outcome:
+        words = [str(argument) for argument in arguments]
+        if "--weights" not in words:
+            words += ["--weights", str(WEIGHTS)]
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.run(SCRIPTS[script])
+        captured = capsys.readouterr()
+        progress_free = "\n".join(
+            line for line in captured.err.splitlines() if "it/s]" not in line and "%|" not in line
+        )
+        return Outcome(int(stop.value.code or 0), captured.out, progress_free)
+
+    return run_script
+
+
+@pytest.fixture
+def run_process() -> Callable[..., subprocess.CompletedProcess]:
+    """The script in a process of its own, from the project's folder, as README says."""
+
+    def run_script(*words: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    return run_script
+
+
+@pytest.fixture
+def tiny() -> LatentDiffusion:
+    """A fresh copy of the tiny checkpoint, so that a test may add placeholders to it."""
+    return load_checkpoint(WEIGHTS)

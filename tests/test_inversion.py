@@ -1,0 +1,135 @@
+"""The method's own pieces: what a new word starts from, what its captions are, and that only it learns."""
+
+import pytest
+import torch
+
+from tinyldm import InputError
+from tinyldm.inversion import (
+    TEMPLATES,
+    Batch,
+    add_concepts,
+    captions_of,
+    draw_batch,
+    inversion_loss,
+    new_concept,
+    read_templates,
+)
+
+
+def a_batch(captions, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z_0, eps = torch.randn(2, len(captions), 12, 8, 8, generator=generator)
+    return Batch(z_0, eps, torch.randint(1000, (len(captions),), generator=generator), captions)
+
+
+def test_a_concept_starts_as_a_copy_of_its_init_word(tiny):
+    concept = new_concept(tiny, "S*", "heart")
+    (heart,) = tiny.tokenizer.encode("heart")
+    assert torch.equal(concept.vectors, tiny.text_encoder.table[[heart]])
+    concept.vectors += 1
+    assert not torch.equal(concept.vectors, tiny.text_encoder.table[[heart]])
+
+
+def test_init_tokens_fill_the_vectors_in_turn(tiny):
+    concept = new_concept(tiny, "S*", "orange heart", 3)
+    orange, heart = tiny.tokenizer.encode("orange heart")
+    assert torch.equal(concept.vectors, tiny.text_encoder.table[[orange, heart, orange]])
+
+
+def test_the_new_rows_gradient_is_that_of_the_whole_table_under_a_mask(tiny):
+    """The obvious slow way: every row a parameter, and a hook that multiplies the gradient by the row mask."""
+    concept = new_concept(tiny, "S*", "orange heart")
+    batch = a_batch(["a photo of a S*", "two S* next to a S*", "a sketch of a S* on a blue background"])
+    vectors = concept.learns()
+    inversion_loss(tiny, batch, vectors).backward()
+
+    old = tiny.text_encoder.table
+    whole = torch.cat([old, vectors.detach()]).requires_grad_(True)
+    mask = torch.zeros(len(whole), 1)
+    mask[len(old) :] = 1
+    whole.register_hook(lambda gradient: gradient * mask)
+    inversion_loss_of_whole_table(tiny, batch, whole).backward()
+    assert torch.allclose(whole.grad[len(old) :], vectors.grad, rtol=1e-4, atol=1e-9)
+    assert whole.grad[: len(old)].abs().max() == 0
+    assert vectors.grad.abs().min(dim=1).values.max() > 0
+
+
+def inversion_loss_of_whole_table(tiny, batch, whole):
+    text_model = tiny.text_encoder.text_model
+    ids = tiny.tokenizer(batch.captions)
+    x = whole[ids] + text_model.embeddings.position_embedding.weight
+    context = text_model.final_layer_norm(text_model.encoder(x))
+    z_t = tiny.schedule.add_noise(batch.z_0, batch.eps, batch.t)
+    output = tiny.unet(z_t, batch.t, context)
+    return (output - tiny.schedule.target(batch.z_0, batch.eps, batch.t)).square().mean()
+
+
+def test_every_copy_of_the_word_in_a_prompt_adds_to_its_gradient(tiny):
+    vectors = new_concept(tiny, "S*", "heart").learns()
+    tiny.tokenizer.add_placeholder("<same>", 1)
+    both = torch.cat([vectors, vectors.detach()]).requires_grad_(True)
+    inversion_loss(tiny, a_batch(["a S* next to a S*"]), vectors).backward()
+    inversion_loss(tiny, a_batch(["a S* next to a <same>"]), both).backward()
+    assert torch.allclose(vectors.grad[0], both.grad.sum(dim=0), rtol=1e-4, atol=1e-9)
+
+
+def test_only_words_that_are_in_the_prompt_get_a_gradient(tiny):
+    first = new_concept(tiny, "S*", "heart")
+    second = new_concept(tiny, "<b>", "star circle")
+    vectors = torch.cat([first.vectors, second.vectors]).requires_grad_(True)
+    inversion_loss(tiny, a_batch(["a photo of a <b>"]), vectors).backward()
+    assert vectors.grad[0].abs().max() == 0
+    assert vectors.grad[1:].abs().max(dim=1).values.min() > 0
+
+
+def test_nothing_else_gets_a_gradient(tiny):
+    vectors = new_concept(tiny, "S*", "heart").learns()
+    inversion_loss(tiny, a_batch(["a photo of a S*"]), vectors).backward()
+    assert all(p.grad is None for module in tiny.modules() for p in module.parameters())
+
+
+def test_the_rows_of_several_files_stand_in_the_order_of_their_ids(tiny):
+    a, b = torch.full((1, 128), 1.0), torch.full((2, 128), 2.0)
+    rows = add_concepts(tiny, [{"A*": a}, {"B*": b}])
+    assert torch.equal(rows, torch.cat([a, b]))
+    size = tiny.tokenizer.vocabulary_size
+    assert tiny.tokenizer.placeholders == {"A*": [size], "B*": [size + 1, size + 2]}
+    assert add_concepts(tiny, []) is None
+
+
+@pytest.mark.parametrize("property", ["object", "style"])
+def test_the_papers_templates_all_hold_the_word(tiny, property):
+    tiny.tokenizer.add_placeholder("S*", 2)
+    captions = captions_of(tiny, TEMPLATES[property], "S*")
+    assert len(captions) == {"object": 27, "style": 19}[property]
+    assert all("S*" in caption for caption in captions)
+
+
+def test_a_template_that_hides_the_word_is_an_error(tiny):
+    tiny.tokenizer.add_placeholder("new", 1)
+    with pytest.raises(InputError, match="leave a space"):
+        captions_of(tiny, ["a {}ish star"], "new")
+
+
+def test_a_template_file_is_checked(tmp_path):
+    (tmp_path / "good.txt").write_text("a {}\n\n the {} \n")
+    assert read_templates(tmp_path / "good.txt") == ("a {}", "the {}")
+    for name, text in {"none": "a cat\n", "two": "a {} and a {}\n", "empty": "\n"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError):
+            read_templates(tmp_path / name)
+    with pytest.raises(InputError, match="cannot read"):
+        read_templates(tmp_path / "missing")
+
+
+def test_a_batch_is_drawn_anew_from_the_posterior(tiny):
+    mean, log_variance = torch.zeros(4, 12, 8, 8), torch.full((4, 12, 8, 8), -2.0)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (draw_batch(mean, log_variance, ["a", "b"], 1000, 64, generator) for _ in range(2))
+    assert first.z_0.shape == first.eps.shape == (64, 12, 8, 8)
+    assert abs(first.z_0.std().item() - torch.tensor(-1.0).exp().item()) < 0.01
+    assert abs(first.eps.std().item() - 1) < 0.01
+    assert not torch.equal(first.z_0, second.z_0) and not torch.equal(first.t, second.t)
+    assert first.t.min() >= 0 and first.t.max() < 1000 and set(first.captions) == {"a", "b"}
+    again = draw_batch(mean, log_variance, ["a", "b"], 1000, 64, torch.Generator().manual_seed(0))
+    assert torch.equal(first.z_0, again.z_0) and first.captions == again.captions

@@ -1,0 +1,200 @@
+"""sample.py from end to end on the tiny checkpoint, and every mistake a user can make with it."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import WEIGHTS
+from PIL import Image
+from safetensors.torch import save_file
+
+import sample
+from tinyldm.embeddings import save_embeddings
+from tinyldm.images import to_images
+from tinyldm.sampler import SAMPLERS
+
+PROMPT = "a photo of a red circle on a blue background"
+FEW = ("--steps", 3)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def a_word(path, token="S*", like="star", width=None):
+    from tinyldm.checkpoint import load_checkpoint
+
+    model = load_checkpoint(WEIGHTS)
+    row = model.text_encoder.table[model.tokenizer.encode(like)]
+    save_embeddings(path, {token: row if width is None else torch.zeros(1, width)})
+    return path
+
+
+def test_pictures_are_numbered_and_carry_their_prompt_and_settings(run, tmp_path):
+    outcome = run("sample.py", "--prompt", PROMPT, "--num", 2, *FEW, "--seed", 7, "--negative", "green")
+    assert outcome.status == 0
+    folder = tmp_path / "outputs" / "samples"
+    assert sorted(file.name for file in folder.iterdir()) == ["0000.png", "0001.png", "sheet.png"]
+    picture = Image.open(folder / "0001.png")
+    assert picture.size == (64, 64)
+    text = picture.text["parameters"]
+    assert text.startswith(f"{PROMPT}\nNegative prompt: green\n")
+    assert "Steps: 3" in text and "Seed: 8" in text and "Size: 64x64" in text and "Model: tiny" in text
+
+
+def test_a_picture_starts_from_the_documented_noise(tiny, run, tmp_path):
+    run(
+        "sample.py",
+        "--prompt",
+        PROMPT,
+        *FEW,
+        "--seed",
+        5,
+        "--sampler",
+        "ddim",
+        "--guidance",
+        2,
+        "--out",
+        tmp_path / "o",
+    )
+    z = torch.randn((1, 12, 8, 8), generator=torch.Generator().manual_seed(5))
+    context = tiny.context([PROMPT, ""])
+
+    def guided(z, t):
+        with torch.no_grad():
+            conditional, unconditional = tiny.unet(torch.cat([z, z]), torch.cat([t, t]), context).chunk(2)
+        return unconditional + 2 * (conditional - unconditional)
+
+    *_, z = SAMPLERS["ddim"](guided, z, tiny.schedule, 3, [torch.Generator()])
+    with torch.no_grad():
+        expected = np.asarray(to_images(tiny.decode(z))[0]).astype(int)
+    assert np.abs(pixels(tmp_path / "o" / "0000.png") - expected).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_a_picture_does_not_depend_on_its_neighbours(run, tmp_path, sampler):
+    few = ("--steps", 4, "--sampler", sampler)
+    run("sample.py", "--prompt", PROMPT, "--num", 6, *few, "--out", tmp_path / "many")
+    run("sample.py", "--prompt", PROMPT, "--num", 1, *few, "--seed", 5, "--out", tmp_path / "one")
+    assert np.abs(pixels(tmp_path / "many" / "0005.png") - pixels(tmp_path / "one" / "0000.png")).max() <= 1
+
+
+def test_several_prompts_and_a_file_of_prompts(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a green star\n\ntwo lemons\n")
+    outcome = run("sample.py", "--prompt", PROMPT, "--prompts", tmp_path / "prompts.txt", *FEW)
+    assert outcome.status == 0 and outcome.out.startswith("3 pictures")
+    folder = tmp_path / "outputs" / "samples"
+    prompts = [Image.open(folder / f"000{i}.png").text["parameters"].splitlines()[0] for i in range(3)]
+    assert prompts == [PROMPT, "a green star", "two lemons"]
+
+
+def test_height_and_width_are_the_pictures(run, tmp_path):
+    assert run("sample.py", "--prompt", PROMPT, *FEW, "--height", 96, "--width", 64).status == 0
+    assert Image.open(tmp_path / "outputs" / "samples" / "0000.png").size == (64, 96)
+
+
+def test_a_learned_copy_of_a_word_gives_that_words_picture(run, tmp_path):
+    file = a_word(tmp_path / "star.safetensors", "S*", "star")
+    run("sample.py", "--prompt", "a photo of a S*", "--embedding", file, *FEW, "--out", tmp_path / "new")
+    run("sample.py", "--prompt", "a photo of a star", *FEW, "--out", tmp_path / "old")
+    assert np.abs(pixels(tmp_path / "new" / "0000.png") - pixels(tmp_path / "old" / "0000.png")).max() <= 1
+
+
+def test_several_embeddings_compose(run, tmp_path):
+    star, lemon = a_word(tmp_path / "a.safetensors", "S*", "star"), a_word(tmp_path / "b.safetensors", "<l>", "lemon")
+    prompt = "a photo of a {} next to a {}"
+    run(
+        "sample.py", "--prompt", prompt.format("S*", "<l>"), "--embedding", star, lemon, *FEW, "--out", tmp_path / "new"
+    )
+    run("sample.py", "--prompt", prompt.format("star", "lemon"), *FEW, "--out", tmp_path / "old")
+    assert np.abs(pixels(tmp_path / "new" / "0000.png") - pixels(tmp_path / "old" / "0000.png")).max() <= 1
+
+
+def test_an_embedding_no_prompt_uses_is_pointed_out(run, tmp_path):
+    outcome = run("sample.py", "--prompt", PROMPT, "--embedding", a_word(tmp_path / "a.safetensors"), *FEW)
+    assert outcome.status == 0 and "no prompt uses S*" in outcome.err
+
+
+def test_the_tiny_checkpoint_obeys_a_prompt(run, tmp_path):
+    from tinyldm.lab.evaluate import background_colour, colours_right
+
+    assert run("sample.py", "--prompt", PROMPT, "--num", 8).status == 0
+    pictures = [np.asarray(Image.open(tmp_path / "outputs" / "samples" / f"{i:04d}.png")) for i in range(8)]
+    assert sum(colours_right(picture, ("red",)) for picture in pictures) >= 6
+    assert sum(background_colour(picture) == "blue" for picture in pictures) >= 6
+
+
+# ---- mistakes: one line, status 2, nothing written
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    def refused(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        outcome = run("sample.py", *arguments)
+        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        return outcome.error
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--steps", "0"),
+        ("--steps", "5000"),
+        ("--guidance", "x"),
+        ("--num", "0"),
+        ("--sampler", "magic"),
+        ("--size", "64"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_any_weight_is_read(refused, monkeypatch, option, value):
+    def read(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(sample, "load_checkpoint", read)
+    assert option in refused("--prompt", PROMPT, option, value)
+
+
+def test_no_prompt(refused):
+    assert "--prompt" in refused()
+
+
+def test_a_missing_file_of_prompts(refused):
+    assert "nowhere.txt" in refused("--prompts", "nowhere.txt")
+
+
+def test_a_size_the_model_cannot_take(refused):
+    assert "multiples of 16" in refused("--prompt", PROMPT, "--width", 65)
+
+
+def test_a_missing_embedding(refused):
+    assert "no such file" in refused("--prompt", PROMPT, "--embedding", "nowhere.safetensors")
+
+
+def test_an_embedding_of_another_width(refused, tmp_path):
+    file = a_word(tmp_path / "wide.safetensors", width=768)
+    error = refused("--prompt", PROMPT, "--embedding", file)
+    assert "768" in error and "128" in error
+
+
+def test_two_embeddings_of_one_word(refused, tmp_path):
+    file = a_word(tmp_path / "a.safetensors")
+    assert "already a placeholder" in refused("--prompt", PROMPT, "--embedding", file, file)
+
+
+def test_a_word_cut_off_by_a_long_prompt(refused, tmp_path):
+    file = a_word(tmp_path / "a.safetensors")
+    assert "cut off" in refused("--prompt", "red " * 40 + "S*", "--embedding", file)
+
+
+def test_a_truncated_checkpoint(refused, tmp_path):
+    (tmp_path / "broken").mkdir()
+    whole = (WEIGHTS / "model.safetensors").read_bytes()
+    (tmp_path / "broken" / "model.safetensors").write_bytes(whole[:100_000])
+    assert "no readable safetensors checkpoint" in refused("--prompt", PROMPT, "--weights", tmp_path / "broken")
+
+
+def test_a_file_that_is_no_checkpoint(refused, tmp_path):
+    save_file({"x": torch.zeros(3)}, tmp_path / "other.safetensors")
+    assert "configuration" in refused("--prompt", PROMPT, "--weights", tmp_path / "other.safetensors")

@@ -1,0 +1,279 @@
+"""train.py from end to end on the tiny checkpoint, and every mistake a user can make with it."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXAMPLES, ROOT, WEIGHTS
+from PIL import Image
+
+import train
+from tinyldm.checkpoint import checkpoint_hash, load_checkpoint
+from tinyldm.embeddings import load_embeddings
+
+HEART = EXAMPLES / "checkered-heart"
+SHORT = ("--token", "S*", "--steps", 4, "--preview-every", 2, "--batch", 2)
+
+
+def learned(folder):
+    return load_embeddings(folder / "embedding.safetensors")["S*"]
+
+
+def test_a_run_writes_everything_and_says_what_to_type_next(run, tmp_path):
+    outcome = run("train.py", "--images", HEART, *SHORT, "--init", "heart")
+    assert outcome.status == 0
+    folder = tmp_path / "outputs" / "S"
+    assert 'python sample.py --prompt "a photo of S* on a green background"' in outcome.out
+    assert "--embedding outputs/S/embedding.safetensors" in outcome.out
+    assert learned(folder).shape == (1, 128)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["init"] == "heart" and settings["steps"] == 4 and settings["size"] == 64
+    assert settings["weights_sha256"] == checkpoint_hash(WEIGHTS)
+    rows = list(csv.DictReader((folder / "loss.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert all(math.isfinite(float(row["loss"])) for row in rows)
+    preview = Image.open(folder / "preview.png")
+    assert preview.width > 5 * 128 and preview.height > 4 * 128  # training pictures, then steps 0, 2 and 4
+    assert sorted(file.stem for file in folder.glob("embedding-*")) == ["embedding-000002", "embedding-000004"]
+
+
+def test_the_same_seed_learns_the_same_vectors_and_another_seed_others(run, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert run("train.py", "--images", HEART, *SHORT, "--seed", seed, "--out", tmp_path / name).status == 0
+    assert torch.equal(learned(tmp_path / "a"), learned(tmp_path / "b"))
+    assert not torch.equal(learned(tmp_path / "a"), learned(tmp_path / "c"))
+
+
+def test_a_second_run_gets_a_folder_of_its_own(run, tmp_path):
+    run("train.py", "--images", HEART, *SHORT)
+    run("train.py", "--images", HEART, *SHORT)
+    assert learned(tmp_path / "outputs" / "S-2").shape == (1, 128)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run("train.py", "--images", HEART, *SHORT, "--out", whole)
+
+    log = train.Run.log
+
+    def interrupted_log(self, loss):
+        log(self, loss)
+        if self.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "log", interrupted_log)
+        outcome = run("train.py", "--images", HEART, *SHORT, "--out", parts)
+    assert outcome.status == 130
+    assert "stopped after 3 of 4 steps" in outcome.out and "--resume" in outcome.out
+    assert not torch.equal(learned(parts), learned(whole))
+
+    assert run("train.py", "--images", HEART, *SHORT, "--out", parts, "--resume").status == 0
+    assert torch.equal(learned(parts), learned(whole))
+    assert (parts / "loss.csv").read_text() == (whole / "loss.csv").read_text()
+
+
+def test_resume_refuses_other_options_than_the_run_had(run, tmp_path):
+    run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o")
+    outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o", "--resume", "--lr", 0.1)
+    assert "has lr 0.005, not 0.1" in outcome.error
+
+
+def test_resume_can_lengthen_a_run(run, tmp_path):
+    run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o")
+    longer = [6 if word == 4 else word for word in SHORT]
+    assert run("train.py", "--images", HEART, *longer, "--out", tmp_path / "o", "--resume").status == 0
+    assert len((tmp_path / "o" / "loss.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_resume_of_nothing_is_an_error(run, tmp_path):
+    outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "nothing", "--resume")
+    assert "nothing to resume" in outcome.error
+
+
+def test_a_style_learns_with_the_style_templates(run, tmp_path):
+    outcome = run("train.py", "--images", EXAMPLES / "blueprint", *SHORT, "--property", "style")
+    assert outcome.status == 0
+    assert '--prompt "a painting in the style of S*"' in outcome.out
+
+
+def test_a_phrase_starts_one_vector_per_token(run, tmp_path):
+    assert run("train.py", "--images", HEART, *SHORT, "--init", "orange heart").status == 0
+    assert learned(tmp_path / "outputs" / "S").shape == (2, 128)
+
+
+def test_more_vectors_than_init_tokens_are_allowed(run, tmp_path):
+    assert run("train.py", "--images", HEART, *SHORT, "--init", "heart", "--vectors", 3).status == 0
+    assert learned(tmp_path / "outputs" / "S").shape == (3, 128)
+
+
+def test_own_templates_are_used(run, tmp_path):
+    (tmp_path / "mine.txt").write_text("a sketch of a {}\n\ntwo {} next to a circle\n")
+    assert run("train.py", "--images", HEART, *SHORT, "--templates", tmp_path / "mine.txt").status == 0
+
+
+def test_fifty_steps_change_the_vectors_and_not_one_weight(run, tmp_path, monkeypatch):
+    models = []
+
+    def loaded(*arguments):
+        models.append(load_checkpoint(*arguments))
+        return models[-1]
+
+    monkeypatch.setattr(train, "load_checkpoint", loaded)
+    few = ("--token", "S*", "--steps", 50, "--preview-every", 50, "--batch", 2)
+    assert run("train.py", "--images", HEART, *few, "--init", "heart").status == 0
+    fresh = load_checkpoint(WEIGHTS)
+    for trained, original in zip(models[0].modules(), fresh.modules(), strict=True):
+        for name, tensor in original.state_dict().items():
+            assert torch.equal(trained.state_dict()[name], tensor), name
+    heart = fresh.text_encoder.table[fresh.tokenizer.encode("heart")]
+    assert (learned(tmp_path / "outputs" / "S") - heart).norm() > 0.01
+
+
+def test_optimiser_state_is_vectors_by_width(run, tmp_path):
+    from safetensors.torch import load_file
+
+    run("train.py", "--images", HEART, *SHORT, "--vectors", 2)
+    state = load_file(tmp_path / "outputs" / "S" / "resume.safetensors")
+    assert state["exp_avg"].shape == state["exp_avg_sq"].shape == (2, 128)
+    assert state["exp_avg_sq"].abs().sum() > 0
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_good_vectors(run, tmp_path, monkeypatch):
+    real = train.inversion_loss
+    calls = []
+
+    def sometimes_nan(model, batch, vectors):
+        calls.append(vectors.detach().clone())
+        return real(model, batch, vectors) * (math.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(train, "inversion_loss", sometimes_nan)
+    outcome = run("train.py", "--images", HEART, *SHORT)
+    assert "the loss became nan at step 2" in outcome.error
+    assert torch.equal(learned(tmp_path / "outputs" / "S"), calls[1])
+
+
+# ---- mistakes: one line, status 2, nothing written
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    def refused(*arguments):
+        before = sorted(tmp_path.rglob("*"))
+        outcome = run("train.py", *arguments)
+        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        return outcome.error
+
+    return refused
+
+
+def test_no_such_folder(refused):
+    assert "nowhere" in refused("--images", "nowhere", "--token", "S*")
+
+
+def test_no_picture_in_the_folder(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "picture" in refused("--images", tmp_path / "empty", "--token", "S*")
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words"])
+def test_a_token_without_a_visible_word(refused, token):
+    assert "token" in refused("--images", HEART, "--token", token)
+
+
+def test_a_token_that_is_a_word_already(refused):
+    assert 'the token "heart" is already a word' in refused("--images", HEART, "--token", "heart")
+
+
+@pytest.mark.parametrize("init", ["xylophone", "", " ", "file.pt"])
+def test_an_init_of_unknown_kind(refused, init):
+    assert "init" in refused("--images", HEART, "--token", "S*", "--init", init)
+
+
+def test_an_init_longer_than_its_vectors(refused):
+    error = refused("--images", HEART, "--token", "S*", "--init", "orange heart", "--vectors", 1)
+    assert "--vectors 2" in error
+
+
+def test_a_size_the_model_cannot_take(refused):
+    assert "multiples of 16" in refused("--images", HEART, "--token", "S*", "--size", 50)
+
+
+def test_templates_without_a_place_for_the_word(refused, tmp_path):
+    (tmp_path / "mine.txt").write_text("a photo of a cat\n")
+    assert "expected one {}" in refused("--images", HEART, "--token", "S*", "--templates", tmp_path / "mine.txt")
+
+
+def test_a_template_so_long_that_the_word_is_cut_off(refused, tmp_path):
+    (tmp_path / "mine.txt").write_text("red " * 40 + "{}\n")
+    assert "cut off" in refused("--images", HEART, "--token", "S*", "--templates", tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--steps", "0"), ("--steps", "many"), ("--lr", "-1"), ("--lr", "nan"), ("--vectors", "0"), ("--device", "tpu")],
+)
+def test_impossible_option_values(refused, option, value):
+    assert option in refused("--images", HEART, "--token", "S*", option, value)
+
+
+def test_a_missing_checkpoint(refused, tmp_path):
+    error = refused("--images", HEART, "--token", "S*", "--weights", tmp_path / "none")
+    assert "no checkpoint at" in error and "weights/tiny" in error
+
+
+def test_a_folder_that_already_holds_a_word_is_not_overwritten(run, tmp_path):
+    run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o")
+    before = learned(tmp_path / "o")
+    outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o", "--seed", 9)
+    assert "already holds a learned word" in outcome.error
+    assert torch.equal(learned(tmp_path / "o"), before)
+
+
+def test_broken_files_among_good_ones_are_skipped_and_named(run, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(HEART, folder)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not a picture")
+    outcome = run("train.py", "--images", folder, *SHORT)
+    assert outcome.status == 0
+    assert "empty.png" in outcome.err and "text.jpg" in outcome.err
+
+
+def test_unusual_pictures_are_fine(run, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    heart = Image.open(HEART / "00.png")
+    heart.convert("L").save(folder / "grey.png")
+    heart.convert("P").save(folder / "palette.png")
+    heart.convert("RGBA").save(folder / "alpha.png")
+    heart.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.asarray(heart.convert("L"), dtype=np.uint16) * 257).save(folder / "deep.png")
+    outcome = run("train.py", "--images", folder, *SHORT)
+    assert outcome.status == 0 and outcome.err == ""
+
+
+# ---- for real
+
+
+def test_help_costs_little_more_than_importing_torch():
+    def seconds(*words):
+        times = []
+        for _ in range(3):
+            started = time.monotonic()
+            subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+            times.append(time.monotonic() - started)
+        return min(times)
+
+    torch_alone = seconds("-c", "import torch")
+    for script in ("train.py", "sample.py"):
+        assert seconds(script, "--help") < torch_alone + 1
