@@ -5,7 +5,9 @@ import pytest
 from conftest import WEIGHTS
 
 from tinyldm.lab import evaluate
-from tinyldm.lab.world import COLOURS, EXAMPLES, SHAPES, Picture, Thing, draw
+from tinyldm.lab.drawing import draw
+from tinyldm.lab.things import COLOURS, SHAPES, Picture, Thing
+from tinyldm.lab.world import EXAMPLES
 
 
 @pytest.mark.parametrize("colour", list(COLOURS))

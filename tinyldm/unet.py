@@ -39,6 +39,10 @@ class UNetConfig:
     linear_projections: bool = False  # SpatialTransformer's proj_in, proj_out: linear (2.x) or 1x1 convolutions (1.x)
     norm_groups: int = 32
 
+    def __post_init__(self):
+        if (self.heads is None) == (self.head_width is None):  # the wrong number of heads loads, and computes nonsense
+            raise ValueError(f"heads={self.heads} and head_width={self.head_width}: expected exactly one of the two")
+
     def heads_for(self, channels: int) -> int:
         return self.heads or channels // self.head_width
 

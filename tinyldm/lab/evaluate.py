@@ -24,7 +24,8 @@ from tinyldm.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images
 from tinyldm.inversion import add_concepts
 from tinyldm.lab.pretrain import SHEET_PROMPTS, batch_of
-from tinyldm.lab.world import COLOURS, EXAMPLES, SHAPES, make_pictures, nearest_colour
+from tinyldm.lab.things import COLOURS, SHAPES, nearest_colour
+from tinyldm.lab.world import EXAMPLES, make_pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 
 HELD_OUT_SEED = 1_000_003  # of pictures that pretraining, with its seed 0, never drew

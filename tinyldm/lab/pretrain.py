@@ -32,7 +32,9 @@ from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.checkpoint import save_checkpoint
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.images import contact_sheet, save_image, to_images
-from tinyldm.lab.world import Picture, caption, make_pictures
+from tinyldm.lab.captions import caption
+from tinyldm.lab.things import Picture
+from tinyldm.lab.world import make_pictures
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.tokenizer import Tokenizer, learn_merges
