@@ -41,27 +41,27 @@ def main() -> int:
         if not any(token in prompt for prompt in prompts):
             warnings.warn(f"no prompt uses {token}", stacklevel=1)
 
+    model.tokenizer([*prompts, options.negative])  # a word that is cut off is an error now, not half-way
+
     images = []
-    bar = tqdm(total=options.steps * -(-len(prompts) // BATCH), desc="sampling")
-    for first in range(0, len(prompts), BATCH):
-        batch = prompts[first : first + BATCH]
-        seeds = range(options.seed + first, options.seed + first + len(batch))
-        latents = model.generate(
-            batch,
-            seeds,
-            vectors=vectors,
-            negative=options.negative,
-            sampler=options.sampler,
-            steps=options.steps,
-            guidance=options.guidance,
-            height=options.height,
-            width=options.width,
-        )
-        for z in latents:  # noqa: B007, the last one is wanted
-            bar.update()
-        with torch.no_grad():
-            images += to_images(model.decode(z))
-    bar.close()
+    with tqdm(total=options.steps * -(-len(prompts) // BATCH), desc="sampling") as bar:
+        for first in range(0, len(prompts), BATCH):
+            batch = prompts[first : first + BATCH]
+            latents = model.generate(
+                batch,
+                range(options.seed + first, options.seed + first + len(batch)),
+                vectors=vectors,
+                negative=options.negative,
+                sampler=options.sampler,
+                steps=options.steps,
+                guidance=options.guidance,
+                height=options.height,
+                width=options.width,
+            )
+            for z in latents:  # noqa: B007, the last one is wanted
+                bar.update()
+            with torch.no_grad():
+                images += to_images(model.decode(z))
 
     write(images, prompts, options)
     print(f"{len(images)} pictures and sheet.png in {options.out}")

@@ -57,7 +57,7 @@ def main() -> int:
     run = Run(options, concept)
     run.resume() if options.resume else run.start(images)
     bar = tqdm(total=options.steps, initial=run.done, desc=f"learning {options.token}")
-    with cli.stop_on_interrupt() as stopping:
+    with bar, cli.stop_on_interrupt() as stopping:
         while run.done < options.steps and not stopping():
             if run.done % options.preview_every == 0:
                 run.preview(model)
@@ -76,7 +76,6 @@ def main() -> int:
             bar.set_postfix(loss=f"{loss.item():.4f}")
             if run.done % options.save_every == 0:
                 run.save()
-    bar.close()
     run.save()
     if run.done < options.steps:
         print(f"stopped after {run.done} of {options.steps} steps, saved in {run.folder}; to go on:")
@@ -225,7 +224,8 @@ def resume_command(folder: Path) -> str:
 def fill_in_defaults(options: Namespace, model: LatentDiffusion) -> None:
     """What was left open becomes what suits the checkpoint."""
     d = model.defaults
-    options.init = options.init or {"object": d.init_object, "style": d.init_style}[options.property]
+    if options.init is None:
+        options.init = {"object": d.init_object, "style": d.init_style}[options.property]
     for name in ("steps", "batch", "lr", "size", "preview_every"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(d, name))

@@ -29,7 +29,7 @@ class Outcome:
     @property
     def error(self) -> str:
         """The error line; fails the test if there is not exactly one line, or if it is a traceback."""
-        lines = [line for line in self.err.splitlines() if ": warning:" not in line]
+        lines = [line for line in self.err.splitlines() if line and ": warning:" not in line]
         assert self.status == 2, self
         assert len(lines) == 1 and ": error: " in lines[0], self.err
         return lines[0]

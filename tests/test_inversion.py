@@ -67,7 +67,7 @@ def inversion_loss_of_whole_table(tiny, batch, whole):
 def test_every_copy_of_the_word_in_a_prompt_adds_to_its_gradient(tiny):
     vectors = new_concept(tiny, "S*", "heart").learns()
     tiny.tokenizer.add_placeholder("<same>", 1)
-    both = torch.cat([vectors, vectors.detach()]).requires_grad_(True)
+    both = torch.cat([vectors, vectors]).detach().requires_grad_(True)
     inversion_loss(tiny, a_batch(["a S* next to a S*"]), vectors).backward()
     inversion_loss(tiny, a_batch(["a S* next to a <same>"]), both).backward()
     assert torch.allclose(vectors.grad[0], both.grad.sum(dim=0), rtol=1e-4, atol=1e-9)

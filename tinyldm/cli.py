@@ -29,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 def run(script: Callable[[], int | None]) -> NoReturn:
     """Call the script and exit; what the user can put right becomes one line and status 2, without a traceback."""
     name = Path(sys.argv[0]).name
+    warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
     try:
         sys.exit(script())

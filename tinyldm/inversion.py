@@ -6,6 +6,7 @@ finding the rows v* with which the frozen model best denoises the concept's few 
     v* = argmin_v  E [ || eps - eps_theta(z_t, t, c_theta(y(v))) ||^2 ]
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +53,13 @@ def new_concept(model: LatentDiffusion, token: str, init: str, count: int | None
 
 
 def init_ids(model: LatentDiffusion, init: str) -> list[int]:
-    for word in init.split():
-        ids = model.tokenizer.encode(word)
-        # A word the tokenizer can only spell letter by letter means nothing to the model: no start to learn from.
-        if len(ids) > 1 and all(i < len(ALPHABET) for i in ids):
-            raise InputError(f'the init "{word}" is no word this checkpoint knows; expected known words; try "circle"')
     ids = model.tokenizer.encode(init)
     if not ids:
         raise InputError("the init is empty; expected a word or a phrase that says roughly what the pictures show")
+    for word in re.findall(r"[^\W\d_]{2,}", init):
+        # What the tokenizer must spell, be it in part, it never learned as a word: no start to learn from.
+        if any(i < len(ALPHABET) for i in model.tokenizer.encode(word)):
+            raise InputError(f'the init "{word}" is no word this checkpoint knows; expected known words; try "circle"')
     return ids
 
 

@@ -54,7 +54,16 @@ UNET = UNetConfig(
 )
 SCHEDULE = NoiseSchedule(prediction="v")  # at high noise v stays well-conditioned where eps says little about z_0
 DEFAULTS = Defaults(
-    size=64, sampler="ddim", sampler_steps=25, guidance=3.0, steps=300, batch=16, lr=5e-3, preview_every=100
+    size=64,
+    sampler="ddim",
+    sampler_steps=25,
+    guidance=3.0,
+    steps=300,
+    batch=16,
+    lr=5e-3,
+    preview_every=100,
+    init_object="circle",
+    init_style="sketch",
 )
 
 KL_WEIGHT = 1e-3
@@ -348,12 +357,18 @@ def train_diffusion(
     out: Path, pixels: torch.Tensor, pictures: list[Picture], recipe: Recipe, seed: int, device: str, stop_at: float
 ) -> bool:
     """|| target - UNet(z_t, t, text) ||^2 over pictures, captions, timesteps and noise (arXiv 2112.10752, eq. 3)."""
-    autoencoder = standardized_autoencoder(out, pixels, device)
-    tokenizer = make_tokenizer(pictures, seed)
+    folder = out / "diffusion"
+    if not (folder / "merges.txt").exists():  # both are needed again: to go on, and for the checkpoint
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = standardized_autoencoder(out, pixels, device).state_dict()
+        save_file({k: v.cpu().contiguous() for k, v in weights.items()}, folder / "autoencoder.safetensors")
+        make_tokenizer(pictures, seed).write_merges(folder / "merges.txt")
+    autoencoder, tokenizer = load_first_stage(folder)
+    autoencoder.to(device, memory_format=torch.channels_last)
     means, variances = encode_all(autoencoder, pixels, device)
     deviations = variances.sqrt()
     torch.manual_seed(seed)
-    training = Training(out / "diffusion", Denoiser(tokenizer.vocabulary_size), recipe, seed, device)
+    training = Training(folder, Denoiser(tokenizer.vocabulary_size), recipe, seed, device)
     model = training.model
 
     def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
@@ -390,12 +405,18 @@ def save_sheet(training: Training, rows: list, labels: list[str]) -> None:
 # ---- Stage 3: the checkpoint
 
 
-def export(out: Path, pixels: torch.Tensor, pictures: list[Picture], seed: int, folder: Path) -> None:
-    """Both stages' averaged weights as one checkpoint in the public key names."""
-    tokenizer = make_tokenizer(pictures, seed)
+def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
+    """The frozen autoencoder, its latents standardized, and the tokenizer that the second stage is trained with."""
+    autoencoder = AutoencoderKL(AUTOENCODER).eval().requires_grad_(False)
+    autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    return autoencoder, Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
+
+
+def export(out: Path, folder: Path) -> None:
+    """Both stages' averaged weights, as far as they have come, as one checkpoint in the public key names."""
+    autoencoder, tokenizer = load_first_stage(out / "diffusion")
     denoiser = Denoiser(tokenizer.vocabulary_size)
     denoiser.load_state_dict({k: v.float() for k, v in load_section(out / "diffusion", "average").items()})
-    autoencoder = standardized_autoencoder(out, pixels, "cpu")
     parts = (tokenizer, denoiser.text_encoder, denoiser.unet, autoencoder, SCHEDULE)
     save_checkpoint(folder, LatentDiffusion(*parts, scale=1.0, defaults=DEFAULTS))
 
@@ -415,16 +436,18 @@ def main(argv: list[str] | None = None) -> None:
     stop_at = time.monotonic() + 60 * args.minutes
     stages = ["autoencoder", "diffusion", "export"] if args.stage == "all" else [args.stage]
     recipes = {name: Recipe(args.steps or r.steps, r.batch, r.lr) for name, r in RECIPES.items()}
-    array, pictures = make_pictures(args.pictures, args.seed, workers=torch.get_num_threads())
-    pixels = torch.from_numpy(array)
+    if stages != ["export"]:
+        array, pictures = make_pictures(args.pictures, args.seed, workers=torch.get_num_threads())
+        pixels = torch.from_numpy(array)
+    done = True
     for stage in stages:
-        if stage == "export":
-            export(args.out, pixels, pictures, args.seed, args.weights)
-        elif stage == "autoencoder":
+        if stage == "autoencoder":
             done = train_autoencoder(args.out, pixels, recipes[stage], args.seed, args.device, stop_at)
-        else:
+        elif stage == "diffusion":
             done = train_diffusion(args.out, pixels, pictures, recipes[stage], args.seed, args.device, stop_at)
-        if stage != "export" and not done:
+        else:
+            export(args.out, args.weights)
+        if not done:
             print(f"stopped before the end of stage {stage}; the same command goes on from here")
             return
 
