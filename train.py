@@ -1,6 +1,6 @@
 """Teach a frozen latent diffusion model a new word from a few pictures (Textual Inversion, arXiv 2208.01618).
 
-    python train.py --images examples/checkered-heart --token "S*"
+    python train.py --images examples/striped-circle --token "S*"
     python train.py --images examples/blueprint --token "B*" --property style
     python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle" --steps 600
 

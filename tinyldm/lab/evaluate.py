@@ -29,8 +29,8 @@ from tinyldm.lab.world import EXAMPLES, make_pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 
 HELD_OUT_SEED = 1_000_003  # of pictures that pretraining, with its seed 0, never drew
-EDGE = 60  # levels of 255: pixels this far from the background's colour belong to the object
-SHARE = 0.15  # of the object's pixels: a colour with fewer is an edge or a speck
+EDGE = 60  # levels of 255, as a distance in RGB: two colours further apart than this are different things
+SHARE = 0.15  # of the object's pixels: a colour of a pattern has at least as many
 WORD_SAMPLES = 16
 WORD_BACKGROUNDS = ("green", "blue", "yellow", "white", "purple", "red", "gray")
 
@@ -53,15 +53,11 @@ def background_colour(picture: np.ndarray) -> str:
     return Counter(nearest_colour(frame(picture)).tolist()).most_common(1)[0][0]
 
 
-def object_colours(picture: np.ndarray) -> list[str]:
-    """The named colours of what stands out from the background, the commonest first; specks left out."""
+def object_pixels(picture: np.ndarray) -> np.ndarray:
+    """The pixels, (n, 3), that stand out from the background."""
     background = np.median(frame(picture), axis=0)
     distance = np.linalg.norm(picture.astype(np.float32) - background, axis=-1)
-    pixels = picture[distance > EDGE]
-    if len(pixels) == 0:
-        return []
-    counted = Counter(nearest_colour(pixels).tolist())
-    return [name for name, count in counted.most_common() if count >= SHARE * len(pixels)]
+    return picture[distance > EDGE]
 
 
 def frame(picture: np.ndarray) -> np.ndarray:
@@ -72,8 +68,21 @@ def frame(picture: np.ndarray) -> np.ndarray:
 
 
 def colours_right(picture: np.ndarray, expected: tuple[str, ...]) -> bool:
-    """Whether the object's commonest colours are the expected ones, in any order."""
-    return set(object_colours(picture)[: len(expected)]) == set(expected)
+    """Whether the object has the expected colours, one or two, and no others.
+
+    One: most of its pixels are nearest to it. Two: each is the nearest of at least SHARE of the pixels, and most pixels
+    are one of them or a blend: the edges of a small pattern are blurred, and orange blurred into black is brown.
+    """
+    pixels = object_pixels(picture).astype(np.float32)
+    if len(pixels) == 0:
+        return False
+    names = nearest_colour(pixels)
+    if len(expected) == 1:
+        return Counter(names.tolist()).most_common(1)[0][0] == expected[0]
+    one, other = (np.array(COLOURS[name], np.float32) for name in expected)
+    along = ((pixels - one) @ (other - one) / ((other - one) @ (other - one))).clip(0, 1)
+    distance = np.linalg.norm(pixels - (one + along[:, None] * (other - one)), axis=-1)
+    return all((names == name).mean() >= SHARE for name in expected) and (distance < EDGE).mean() > 0.5
 
 
 def generate(
