@@ -47,7 +47,7 @@ def save_checkpoint(folder: str | Path, model: LatentDiffusion, dtype: torch.dty
         "defaults": asdict(model.defaults),
     }
     with write_atomically(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "tinyldm": json.dumps(config)})
+        save_file(tensors, temporary, metadata={"tinyldm": json.dumps(config)})
     model.tokenizer.write_merges(folder / "merges.txt")
 
 

@@ -172,11 +172,11 @@ def everything() -> Image.Image:
     return contact_sheet([images[i : i + 18] for i in range(0, len(images), 18)], tile=SIZE, gap=2)
 
 
-EXAMPLES = {  # folder -> what training never saw
+EXAMPLES = {  # folder -> what training never saw; all but symmetric, for train.py learns from mirror images too
     "checkered-heart": Thing("heart", "orange", "checkered", "black"),
     "striped-circle": Thing("circle", "teal", "striped", "white"),
     "dotted-cross": Thing("cross", "pink", "dotted", "black"),
-    "halved-square": Thing("square", "green", "halved", "pink"),
+    "rimmed-diamond": Thing("diamond", "red", "rimmed", "yellow"),
     "bolt": Thing("bolt", "yellow"),
 }
 
