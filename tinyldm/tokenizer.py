@@ -15,7 +15,6 @@ A placeholder, Textual Inversion's new word (2208.01618, section 4.1), gets ids 
 
 import gzip
 import html
-import os
 import warnings
 import zlib
 from collections import Counter
@@ -29,6 +28,7 @@ import regex
 import torch
 
 from tinyldm import InputError
+from tinyldm.files import write_atomically
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -156,10 +156,9 @@ class Tokenizer:
 
     def write_merges(self, path: str | Path) -> None:
         """Write `merges.txt`, which `read` and transformers understand; whole or not at all."""
-        temporary = Path(f"{path}.tmp")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        with write_atomically(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
     def add_placeholder(self, token: str, vectors: int = 1) -> list[int]:
         """Let `token` stand for `vectors` new ids, counted on from the end of the vocabulary; returns them."""

@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from tinyldm.checkpoint import load_checkpoint
 from tinyldm.embeddings import load_embeddings
-from tinyldm.images import contact_sheet, save_image, to_images
+from tinyldm.images import contact_sheet, save_image, to_images, to_tensor
 from tinyldm.inversion import add_concepts
+from tinyldm.lab.drawing import draw
 from tinyldm.lab.pretrain import SHEET_PROMPTS, batch_of
-from tinyldm.lab.things import COLOURS, SHAPES, nearest_colour
+from tinyldm.lab.things import COLOURS, SHAPES, Picture, Thing, nearest_colour
 from tinyldm.lab.world import EXAMPLES, make_pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 
@@ -117,8 +118,7 @@ def word_obeyed(weights: Path, embedding: Path, expected: tuple[str, ...]) -> tu
     words = load_embeddings(embedding)
     vectors = add_concepts(model, [words])
     token = next(iter(words))
-    backgrounds = [name for name in WORD_BACKGROUNDS if name not in expected][:4]
-    asked = [background for background in backgrounds for _ in range(WORD_SAMPLES // 4)]
+    asked = backgrounds_for(expected)
     prompts = [f"a photo of {token} on a {background} background" for background in asked]
     images = generate(model, prompts, vectors=vectors)
     pictures = [np.asarray(image) for image in images]
@@ -127,17 +127,36 @@ def word_obeyed(weights: Path, embedding: Path, expected: tuple[str, ...]) -> tu
     return float(right), float(obeyed), images
 
 
+@torch.no_grad()
+def reconstructions_right(model: LatentDiffusion, thing: Thing) -> float:
+    """How many of 16 of the world's own pictures of a thing still have its colours after encoding and decoding: the
+    most that any word for it can reach."""
+    expected = colours_of(thing)
+    pictures = [draw(Picture((thing,), background, seed=i)) for i, background in enumerate(backgrounds_for(expected))]
+    decoded = to_images(model.decode(model.encode(to_tensor(pictures))[0]))
+    return float(np.mean([colours_right(np.asarray(image), expected) for image in decoded]))
+
+
+def colours_of(thing: Thing) -> tuple[str, ...]:
+    return (thing.colour,) if thing.colour2 is None else (thing.colour, thing.colour2)
+
+
+def backgrounds_for(colours: tuple[str, ...]) -> list[str]:
+    """One a sample: 4 backgrounds that none of these colours is lost on, each WORD_SAMPLES / 4 times."""
+    names = [name for name in WORD_BACKGROUNDS if name not in colours][:4]
+    return [name for name in names for _ in range(WORD_SAMPLES // 4)]
+
+
 def report_words(weights: Path, examples: Path, sheet: Path | None) -> None:
     rows, labels = [], []
     for name, thing in EXAMPLES.items():
-        expected = (thing.colour,) if thing.colour2 is None else (thing.colour, thing.colour2)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "word"
             started = time.monotonic()
             command = [sys.executable, "train.py", "--images", examples / name, "--token", "S*"]
             subprocess.run([*command, "--weights", weights, "--out", out], check=True, stdout=subprocess.DEVNULL)
             seconds = time.monotonic() - started
-            right, obeyed, images = word_obeyed(weights, out / "embedding.safetensors", expected)
+            right, obeyed, images = word_obeyed(weights, out / "embedding.safetensors", colours_of(thing))
         print(f"{name}: colours right {right:.0%}, background obeyed {obeyed:.0%}, learned in {seconds:.0f} s")
         rows.append(images)
         labels.append(name)
@@ -161,6 +180,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"autoencoder: {psnr(model):.2f} dB PSNR on 500 pictures it never saw")
     objects, backgrounds = prompts_obeyed(model, args.prompts)
     print(f"{args.prompts} prompts: object colour right {objects:.0%}, background {backgrounds:.0%}")
+    for name, thing in EXAMPLES.items():
+        share = reconstructions_right(model, thing)
+        print(f"{name}: colours still right after encoding and decoding {share:.0%}")
     if args.sheet:
         images = generate(model, [prompt for prompt in SHEET_PROMPTS for _ in range(8)])
         rows = [images[i : i + 8] for i in range(0, len(images), 8)]
