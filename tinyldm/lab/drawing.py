@@ -60,7 +60,7 @@ def shape_mask(thing: Thing, spot: Spot, width: int) -> Image.Image:
 
 def patches(pattern: str, radius: float) -> list[np.ndarray]:
     """The areas of the second colour in the shape's coordinates; a large thing has more, not much larger ones."""
-    pitch = (0.085 + 0.38 * radius) / radius  # from stripe to stripe: 9 pixels of 64 on a small thing, 12 on a medium
+    pitch = (0.06 + 0.64 * radius) / radius  # from stripe to stripe: 10 pixels of 64 on a small thing, 14 on a medium
     steps = range(-4, 5)
     if pattern == "striped":
         bar = corners("-1.2,-1 1.2,-1 1.2,1 -1.2,1") * (1, pitch / 4)

@@ -107,8 +107,8 @@ class Recipe:
 
 
 RECIPES = {
-    "autoencoder": Recipe(steps=2600, batch=32, lr=2e-3),
-    "diffusion": Recipe(steps=8000, batch=64, lr=1e-3),
+    "autoencoder": Recipe(steps=5600, batch=32, lr=2e-3),
+    "diffusion": Recipe(steps=17000, batch=64, lr=1e-3),
 }
 
 
