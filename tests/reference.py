@@ -11,11 +11,13 @@ import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoder
 from diffusers import UNet2DConditionModel as ReferenceUNet
 from torch import nn
+from transformers import CLIPConfig as ReferenceCLIPConfig
+from transformers import CLIPModel as ReferenceCLIP
 from transformers import CLIPTextConfig as ReferenceTextConfig
 from transformers import CLIPTextModel as ReferenceTextEncoder
 
 from tinyldm.autoencoder import AutoencoderKL
-from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig
 from tinyldm.unet import UNet, UNetConfig
 
 # ---- measuring ----
@@ -265,3 +267,58 @@ def text_encoders(kind: str) -> tuple[CLIPTextEncoder, ReferenceText]:
     missing, unexpected = reference.body.load_state_dict(weights, strict=False)
     assert not unexpected and all(".3." in name for name in missing)  # layer 3 of 2.x is the one that is left out
     return ours.eval(), reference.eval()
+
+
+# ---- both towers of CLIP
+
+CLIPS = {
+    "openai": CLIPConfig(  # in small; its heads are 64 wide, as in OpenAI's
+        CLIPTextConfig(vocabulary_size=60, length=16, width=64, layers=2, heads=1),
+        CLIPVisionConfig(size=32, patch=8, width=128, layers=3, heads=2),
+        projection=48,
+    ),
+    "openclip": CLIPConfig(
+        CLIPTextConfig(vocabulary_size=60, length=16, width=48, layers=3, heads=3, activation="gelu"),
+        CLIPVisionConfig(size=42, patch=14, width=80, layers=2, heads=2, activation="gelu"),
+        projection=32,
+    ),
+}
+
+
+def clip_reference(config: CLIPConfig) -> ReferenceCLIP:
+    """transformers' CLIP in the same sizes, its weights at random."""
+    text, vision = config.text, config.vision
+    end = text.vocabulary_size - 1
+    text_config = {
+        "vocab_size": text.vocabulary_size,
+        "max_position_embeddings": text.length,
+        "hidden_size": text.width,
+        "intermediate_size": 4 * text.width,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "hidden_act": text.activation,
+        "bos_token_id": end - 1,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    vision_config = {
+        "image_size": vision.size,
+        "patch_size": vision.patch,
+        "hidden_size": vision.width,
+        "intermediate_size": 4 * vision.width,
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.heads,
+        "hidden_act": vision.activation,
+    }
+    return ReferenceCLIP(
+        ReferenceCLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=config.projection)
+    ).eval()
+
+
+def clips(kind: str) -> tuple[CLIP, ReferenceCLIP]:
+    """Ours and transformers', of the same shape and with the same random weights."""
+    ours, reference = CLIP(CLIPS[kind]), clip_reference(CLIPS[kind])
+    randomise(ours)
+    torch.nn.init.constant_(ours.logit_scale, 3.0)  # the small values of `randomise` would be a temperature of 1
+    reference.load_state_dict(ours.state_dict(), strict=True)
+    return ours.eval(), reference

@@ -17,7 +17,7 @@ from torch import nn
 
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
-from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig
 from tinyldm.files import write_atomically
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
@@ -149,3 +149,43 @@ def load_part(path: Path, file: safe_open, module: nn.Module, prefix: str, dtype
         raise InputError(f"{path} holds {prefix}{min(extra)}, which its configuration does not know")
     state = {name: file.get_tensor(key).to(dtype) for name, key in found.items()}
     module.load_state_dict(state, strict=True, assign=True)
+
+
+def load_clip(
+    path: str | Path,  # the safetensors file: the tiny clip.safetensors, or model.safetensors of an openai/clip-vit-*
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> CLIP:
+    """Both towers, frozen, on their device: sizes from the metadata if it has them, else from the tensors' shapes.
+
+    Raises InputError if there is no such file, or a broken one, or if a tensor is missing, extra or misshaped.
+    """
+    expectation = "expected the file of both towers, as weights/tiny/clip.safetensors or openai's model.safetensors"
+    try:
+        file = safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} can't be read as safetensors ({error}); {expectation}") from error
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    # Older releases of transformers stored the positions' numbers 0, 1, 2, … too, which nothing here looks up.
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(".position_ids")}
+    try:
+        if stored := (file.metadata() or {}).get("tinyldm"):
+            sizes = json.loads(stored)
+            text, vision = CLIPTextConfig(**sizes["text"]), CLIPVisionConfig(**sizes["vision"])
+            config = CLIPConfig(text, vision, sizes["projection"])
+        else:
+            config = CLIPConfig.from_shapes(shapes)
+        with torch.device("meta"):
+            model = CLIP(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not say its sizes ({error}); {expectation}") from error
+    for name, tensor in model.state_dict().items():
+        if name not in shapes:
+            raise InputError(f"{path} lacks {name}; {expectation}")
+        if shapes[name] != tuple(tensor.shape):
+            raise InputError(f"{path}: {name} is {shapes[name]}, expected {tuple(tensor.shape)} by its other sizes")
+    if extra := shapes.keys() - model.state_dict().keys():
+        raise InputError(f"{path} holds {min(extra)}, which is no part of its towers; {expectation}")
+    state = {name: file.get_tensor(name).to(dtype) for name in shapes}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False).to(device)

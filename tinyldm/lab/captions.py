@@ -11,6 +11,7 @@ import numpy as np
 from tinyldm.lab.scenes import SCENES
 from tinyldm.lab.things import VIEWS, Picture, Thing, choice
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from tinyldm.tokenizer import Tokenizer, learn_merges
 
 MEDIUMS = {  # how a caption begins that names the style; the article is put right afterwards
     "sketch": "a sketch",
@@ -23,6 +24,26 @@ MEDIUMS = {  # how a caption begins that names the style; the article is put rig
 }
 WITHOUT_BACKGROUND = ("sketch", "neon", "blueprint")
 MOST_WORDS = 27
+TEXT_LENGTH = 32  # tokens, start and end included: room for all of them
+
+SHEET_PROMPTS = [  # to look at while training
+    "a photo of a red circle on a blue background",
+    "a photo of a green star on a white background",
+    "a photo of two yellow hearts on a black background",
+    "a photo of a purple and white striped circle on an orange background",
+    "a photo of a red star next to a blue square on a gray background",
+    "a photo of a lemon on a brown background",
+    "a photo of a ladybug on the grass",
+    "a photo of a blue donut on a yellow background",
+    "a photo of two small teal diamonds in the snow",
+    "a photo of a pink crescent in the night sky",
+    "a sketch of a heart",
+    "an oil painting of a balloon on the sea",
+    "pixel art of a pizza on a green background",
+    "a neon sign of a yellow star",
+    "a watercolor of an orange flower on a green background",
+    "a close-up photo of a cookie on a pink background",
+]
 
 
 def plural(noun: str) -> str:
@@ -105,3 +126,10 @@ def medium(picture: Picture) -> str:
     """How a caption names the style: "a sketch", "dark pixel art"."""
     article, words = re.fullmatch(r"(a )?(.*)", MEDIUMS[picture.style]).groups(default="")
     return f"{article}{picture.view} {words}" if picture.view else article + words
+
+
+def make_tokenizer(pictures: list[Picture], seed: int) -> Tokenizer:
+    """Merges learned from captions until every word of the world is one token."""
+    rng = np.random.default_rng([seed, 1])
+    captions = [caption(picture, rng) for picture in pictures[:20_000]]
+    return Tokenizer(learn_merges(captions, count=2000), length=TEXT_LENGTH)

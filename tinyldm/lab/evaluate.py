@@ -23,13 +23,13 @@ from tinyldm.checkpoint import load_checkpoint
 from tinyldm.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images, to_tensor
 from tinyldm.inversion import add_concepts
+from tinyldm.lab.captions import SHEET_PROMPTS
 from tinyldm.lab.drawing import draw
-from tinyldm.lab.pretrain import SHEET_PROMPTS, batch_of
 from tinyldm.lab.things import COLOURS, SHAPES, Picture, Thing, nearest_colour
-from tinyldm.lab.world import EXAMPLES, make_pictures
+from tinyldm.lab.training import batch_of
+from tinyldm.lab.world import EXAMPLES, HELD_OUT_SEED, make_pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 
-HELD_OUT_SEED = 1_000_003  # of pictures that pretraining, with its seed 0, never drew
 EDGE = 60  # levels of 255, as a distance in RGB: two colours further apart than this are different things
 SHARE = 0.15  # of the object's pixels: a colour of a pattern has at least as many
 WORD_SAMPLES = 16

@@ -172,6 +172,8 @@ def everything() -> Image.Image:
     return contact_sheet([images[i : i + 18] for i in range(0, len(images), 18)], tile=SIZE, gap=2)
 
 
+HELD_OUT_SEED = 1_000_003  # of pictures that pretraining, with its seed 0, never drew
+
 EXAMPLES = {  # folder -> what training never saw; all but symmetric, for train.py learns from mirror images too
     "checkered-heart": Thing("heart", "orange", "checkered", "black"),
     "striped-circle": Thing("circle", "teal", "striped", "white"),

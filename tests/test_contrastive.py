@@ -1,0 +1,240 @@
+"""The tiny CLIP in small: it learns, stops, goes on and is written; the instruments, on answers that are known."""
+
+import math
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tinyldm import InputError
+from tinyldm.checkpoint import load_clip
+from tinyldm.lab import contrastive, training
+from tinyldm.lab.captions import caption
+from tinyldm.lab.scenes import SCENES
+from tinyldm.lab.things import PATTERNS, Picture, Thing, noun_thing
+from tinyldm.lab.world import make_pictures
+from tinyldm.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A few captioned pictures."""
+    array, pictures = make_pictures(80, seed=0)
+    return torch.from_numpy(array), pictures
+
+
+def train(out, world, steps, batch=16, stop_at=math.inf):
+    recipe = training.Recipe(steps=steps, batch=batch, lr=1e-3, warmup=5)
+    return contrastive.train_clip(out, *world, recipe, seed=0, device="cpu", stop_at=stop_at)
+
+
+# ---- the loss
+
+
+def test_the_loss_is_cross_entropy_in_both_directions():
+    logits = torch.tensor([[2.0, 0.0], [1.0, 3.0]])
+    ids = torch.tensor([[0, 1], [0, 2]])
+    rows = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-2))
+    columns = math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))
+    assert contrastive.contrastive_loss(logits, ids).item() == pytest.approx((rows + columns) / 4)
+
+
+def test_equal_captions_are_no_negatives_of_each_other():
+    ids = torch.tensor([[0, 1, 9], [0, 1, 9], [0, 2, 9], [0, 3, 9]])
+    logits = torch.zeros(4, 4, requires_grad=True)
+    loss = contrastive.contrastive_loss(logits, ids)
+    assert loss.item() == pytest.approx((2 * math.log(3) + 2 * math.log(4)) / 4)  # one of three, twice; one of four
+    loss.backward()
+    between = torch.zeros(4, 4, dtype=torch.bool)
+    between[0, 1] = between[1, 0] = True
+    assert not logits.grad[between].any() and logits.grad[~between].all()
+
+
+# ---- training
+
+
+def test_a_few_steps_bring_the_loss_down(tmp_path, world, monkeypatch):
+    losses, loss_of = [], contrastive.contrastive_loss
+    monkeypatch.setattr(contrastive, "contrastive_loss", lambda *args: losses.append(loss_of(*args)) or losses[-1])
+    assert train(tmp_path, world, steps=40)
+    first, last = torch.stack(losses[:5]).mean(), torch.stack(losses[-5:]).mean()
+    assert last < 0.9 * first and last < math.log(16)  # log 16: all captions of the batch alike
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, world, monkeypatch):
+    asked = []
+    monkeypatch.setattr(contrastive, "caption", lambda *args: asked.append(caption(*args)) or asked[-1])
+    assert train(tmp_path / "whole", world, steps=8)
+    expected, asked[:] = list(asked), []
+
+    clock = count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert not train(tmp_path / "parts", world, steps=8, stop_at=5)
+    assert len(asked) == 5 * 16
+    assert train(tmp_path / "parts", world, steps=8)
+    assert asked == expected
+    for section in ("weights", "average"):
+        whole, parts = (training.load_section(tmp_path / out / "clip", section) for out in ("whole", "parts"))
+        for name, tensor in whole.items():  # but for the 16-bit numbers in the files
+            assert torch.allclose(parts[name].float(), tensor.float(), atol=2e-3), name
+
+
+def test_the_temperature_stays_where_training_is_stable(tmp_path, world, monkeypatch):
+    monkeypatch.setattr(contrastive, "MAX_LOGIT_SCALE", 1.0)  # it starts at log(1 / 0.07), 2.66
+    assert train(tmp_path, world, steps=2)
+    scale = training.load_section(tmp_path / "clip", "weights")["logit_scale"]
+    assert scale == pytest.approx(1.0, abs=0.01)
+    assert contrastive.tiny_clip(600).logit_scale.exp().item() == pytest.approx(1 / 0.07)
+
+
+# ---- the file
+
+
+def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world):
+    train(tmp_path, world, steps=2)
+    contrastive.export_clip(tmp_path, tmp_path / "weights")
+    path = tmp_path / "weights" / "clip.safetensors"
+    assert path.stat().st_size <= 8_000_000
+    with safe_open(path, "pt") as file:
+        assert all(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
+    model = load_clip(path)
+    tokenizer = Tokenizer.read(tmp_path / "weights" / "merges.txt")
+    assert model.config == contrastive.tiny_clip(tokenizer.vocabulary_size).config
+    average = training.load_section(tmp_path / "clip", "average")
+    assert all(tensor.equal(average[name].float()) for name, tensor in model.state_dict().items())
+
+
+def test_it_is_not_written_beside_a_diffusion_model_of_another_vocabulary(tmp_path, world):
+    train(tmp_path, world, steps=1)
+    (tmp_path / "weights").mkdir()
+    Tokenizer([("a", "b")]).write_merges(tmp_path / "weights" / "merges.txt")
+    with pytest.raises(InputError, match=r"merges\.txt differs"):
+        contrastive.export_clip(tmp_path, tmp_path / "weights")
+    assert not (tmp_path / "weights" / "clip.safetensors").exists()
+
+
+# ---- the instruments
+
+
+@pytest.fixture
+def knowing(monkeypatch):
+    """knowing(pictures, captions) replaces the towers by known features, one vector for each picture and caption."""
+
+    def replace(of_pictures, of_captions):
+        monkeypatch.setattr(contrastive, "features_of_pictures", lambda model, pixels: of_pictures[pixels])
+        monkeypatch.setattr(
+            contrastive, "features_of_captions", lambda model, tokenizer, texts: torch.stack([*map(of_captions, texts)])
+        )
+
+    return replace
+
+
+def plain_pictures(number):
+    """All different; each with so many captions that one never names another."""
+    colours = ("red", "blue", "green", "yellow", "white", "black", "pink", "teal")
+    shapes = ("circle", "square", "star", "heart", "ring", "cross", "drop", "arch")
+    things = [Thing(shape, colour) for colour in colours for shape in shapes]
+    return [Picture((thing,), "gray", seed=i) for i, thing in enumerate(things[:number])]
+
+
+@pytest.mark.parametrize("sign, expected", [(1, 1.0), (-1, 0.0)])
+def test_a_model_that_knows_every_caption_ranks_it_first_and_its_opposite_never(knowing, sign, expected):
+    pictures = plain_pictures(64)
+    names = [f"{picture.things[0].colour} {picture.things[0].shape}" for picture in pictures]
+    codes = torch.eye(64)
+    knowing(sign * codes, lambda text: next(codes[i] for i, name in enumerate(names) if name in text))
+    assert contrastive.ranked_first(None, None, torch.arange(64), pictures) == expected
+
+
+def test_a_model_that_guesses_is_right_one_time_in_fifty(knowing):
+    torch.manual_seed(0)
+    pictures = plain_pictures(64) * 3
+    knowing(torch.randn(192, 16), lambda text: torch.randn(16))
+    assert contrastive.ranked_first(None, None, torch.arange(192), pictures) == pytest.approx(0.02, abs=0.025)
+
+
+def test_captions_that_are_true_of_the_picture_too_are_not_held_against_it(knowing):
+    """Five pictures are the same, and the model gives all their captions the same vector."""
+    pictures = plain_pictures(60) + plain_pictures(1) * 4
+    codes = torch.eye(2)
+    is_first = torch.tensor([picture == pictures[0] for picture in pictures]).long()
+    knowing(codes[is_first], lambda text: codes[int("red circle" in text)])
+    right = contrastive.ranked_first(None, None, torch.arange(64), pictures)
+    assert right == 5 / 64  # the five; all the others' captions are one
+
+
+def test_a_picture_is_of_the_class_whose_prompts_it_is_nearest_to_on_average(knowing):
+    east, north = torch.eye(2)
+    words = {"an east": east, "an eastern": 0.9 * east + 0.1 * north, "a north": north}
+    knowing(torch.stack([north, east, 0.8 * east + 0.6 * north]), lambda text: words[text])
+    prompts = {"up": ["a north"], "right": ["a east", "a eastern"]}
+    assert contrastive.zero_shot(None, None, torch.arange(3), prompts) == ["up", "right", "right"]
+
+
+def test_the_sheet_shows_the_pictures_nearest_to_each_prompt(world, monkeypatch):
+    pixels = world[0][:20]
+    angle = torch.linspace(0, 1, 20)
+    monkeypatch.setattr(contrastive, "features_of_pictures", lambda *_: torch.stack([angle.cos(), angle.sin()], dim=1))
+    monkeypatch.setattr(contrastive, "features_of_captions", lambda *_: torch.eye(2))
+    (first, *_), (last, *rest) = contrastive.retrieved(None, None, pixels, ["along x", "along y"])
+    assert len(rest) == 7
+    assert first.tobytes() == pixels[0].numpy().tobytes() and last.tobytes() == pixels[19].numpy().tobytes()
+
+
+STAR = Thing("star", "red")
+STRIPED = Thing("star", "red", "striped", "white")
+
+
+@pytest.mark.parametrize(
+    "picture, expected",
+    [
+        (Picture((STAR,), "blue"), ("red", "star", "none", None, "photo")),
+        (Picture((STRIPED,), "grass"), (None, "star", "striped", "grass", "photo")),
+        (Picture((STAR, STAR), "sea"), (None, None, None, "sea", "photo")),
+        (Picture((noun_thing("lemon"),), "snow", "watercolor"), (None, None, None, "snow", "watercolor")),
+        (Picture((STAR,), "snow", "sketch"), (None, None, None, None, "sketch")),
+        (Picture((STAR,), "blue", view="dark"), (None, None, None, None, "photo")),
+    ],
+    ids=["a shape", "a pattern", "two", "a noun", "a sketch", "dark"],
+)
+def test_only_what_a_picture_shows_and_captions_say_is_asked(picture, expected):
+    assert tuple(contrastive.class_of(picture, what) for what in contrastive.PROMPTS) == expected
+
+
+def test_every_class_has_prompts_that_say_it():
+    assert list(contrastive.PROMPTS) == ["colour", "shape", "pattern", "scene", "style"]
+    assert set(contrastive.PROMPTS["pattern"]) == {"none", *PATTERNS}
+    for what in ("colour", "shape", "pattern"):
+        for name, prompts in contrastive.PROMPTS[what].items():
+            assert name == "none" or all(name in prompt.split() for prompt in prompts)
+    assert all(SCENES[name].words in prompt for name, texts in contrastive.PROMPTS["scene"].items() for prompt in texts)
+    for what, classes in contrastive.PROMPTS.items():
+        assert len({prompt for prompts in classes.values() for prompt in prompts}) == sum(map(len, classes.values())), (
+            what
+        )
+
+
+def test_the_report_asks_each_question_of_the_pictures_it_suits(tmp_path, world, monkeypatch, capsys):
+    """With a model that has hardly learned, and answers that are all right but for the style, "photo" throughout."""
+    array, pictures = world
+    train(tmp_path, world, steps=1)
+    contrastive.export_clip(tmp_path, tmp_path)
+    monkeypatch.setattr(contrastive, "make_pictures", lambda count, seed, size: (array.numpy(), pictures))
+    of = {picture.tobytes(): what for picture, what in zip(array.numpy(), pictures, strict=True)}
+
+    def answer(model, tokenizer, pixels, prompts):
+        what = next(what for what, classes in contrastive.PROMPTS.items() if classes is prompts)
+        classes = [contrastive.class_of(of[picture.numpy().tobytes()], what) for picture in pixels]
+        return ["photo"] * len(classes) if what == "style" else classes
+
+    monkeypatch.setattr(contrastive, "zero_shot", answer)
+    contrastive.main(["--weights", str(tmp_path)])
+    ranking, *lines = capsys.readouterr().out.splitlines()
+    assert ranking.startswith("the right caption ranks first among 50: ") and ranking.endswith("of 80 pictures")
+    photos = sum(picture.style == "photo" for picture in pictures)
+    plain = sum(contrastive.class_of(picture, "shape") is not None for picture in pictures)
+    assert f"zero-shot shape, one of 14: 100.0% of {plain} pictures" in lines
+    assert f"zero-shot style, one of 6: {photos / 80:.1%} of 80 pictures" in lines
+    assert len(lines) == 5

@@ -1,0 +1,245 @@
+"""The tiny CLIP: a text tower and an image tower that agree on which caption goes with which picture of the world.
+
+    python -m tinyldm.lab.contrastive      how good weights/tiny/clip.safetensors is on pictures it never saw
+
+It is trained as OpenAI's was (arXiv 2103.00020, section 2 and figure 3), before the diffusion model and with the same
+tokenizer, and used to measure: do pictures obey their prompts, and does a learned word look like its pictures?
+"""
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from tinyldm import InputError, cli
+from tinyldm.checkpoint import load_clip
+from tinyldm.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, normalize
+from tinyldm.files import write_atomically
+from tinyldm.lab.captions import (
+    MEDIUMS,
+    SHEET_PROMPTS,
+    TEXT_LENGTH,
+    WITHOUT_BACKGROUND,
+    caption,
+    make_tokenizer,
+    with_articles,
+)
+from tinyldm.lab.drawing import STYLES
+from tinyldm.lab.scenes import SCENES
+from tinyldm.lab.things import COLOURS, PATTERNS, SHAPES, Picture
+from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, save_sheet
+from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
+from tinyldm.tokenizer import Tokenizer
+
+VISION = CLIPVisionConfig(size=64, patch=8, width=128, layers=4, heads=4)
+PROJECTION = 64
+RECIPE = Recipe(steps=2500, batch=128, lr=1e-3)
+MAX_LOGIT_SCALE = math.log(100)  # a temperature below 0.01 makes training unstable (section 2.5)
+
+
+# ---- Training
+
+
+def tiny_clip(vocabulary_size: int) -> CLIP:
+    """Both towers as they are before training; the text tower has the sizes of the diffusion model's text encoder."""
+    text = CLIPTextConfig(vocabulary_size, TEXT_LENGTH, width=128, layers=3, heads=4)
+    model = CLIP(CLIPConfig(text, VISION, PROJECTION))
+    nn.init.normal_(model.text_model.embeddings.token_embedding.weight, std=0.02)
+    nn.init.normal_(model.text_model.embeddings.position_embedding.weight, std=0.01)
+    nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=VISION.width**-0.5)
+    return model
+
+
+def contrastive_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Symmetric cross-entropy (figure 3): a picture is to pick its caption out of the batch, a caption its picture.
+
+    logits: (b, b), pictures down and captions across; ids: (b, n), the captions. Where two pictures have the same
+    caption, each one's is as right for the other: such pairs are left out of both softmaxes, neither right nor wrong.
+    """
+    own = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+    same = (ids.unsqueeze(0) == ids.unsqueeze(1)).all(dim=-1)
+    logits = logits.masked_fill(same & ~own, -math.inf)
+    target = torch.arange(len(ids), device=ids.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def train_clip(
+    out: Path, pixels: torch.Tensor, pictures: list[Picture], recipe: Recipe, seed: int, device: str, stop_at: float
+) -> bool:
+    """Train until done (True) or the clock says stop (False); everything to go on from lies in out/clip."""
+    folder = out / "clip"
+    if not (folder / "merges.txt").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        make_tokenizer(pictures, seed).write_merges(folder / "merges.txt")
+    tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
+    torch.manual_seed(seed)
+    training = Training(folder, tiny_clip(tokenizer.vocabulary_size), recipe, seed, device)
+    model = training.model
+
+    def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
+        with torch.no_grad():  # here, since the last step may have brought it above
+            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        # No picture twice: its two captions, both true, would count as wrong for each other.
+        rows = draw.choice(len(pictures), min(recipe.batch, len(pictures)), replace=False)
+        ids = tokenizer([caption(pictures[i], draw) for i in rows]).to(device)
+        with autocast(device):
+            images = model.image_features(normalize(batch_of(pixels, rows, device)))
+            texts = model.text_features(trimmed(ids, tokenizer))
+        logits = model.logits(images.float(), texts.float())
+        accuracy = (logits.argmax(dim=1) == torch.arange(len(ids), device=device)).float().mean()
+        return {"loss": contrastive_loss(logits, ids), "accuracy": accuracy}
+
+    def sheet() -> None:
+        with training.averaged() as averaged:
+            save_sheet(training, retrieved(averaged, tokenizer, pixels[:1000], SHEET_PROMPTS), SHEET_PROMPTS)
+
+    return training.run(loss_of, sheet, stop_at)
+
+
+def trimmed(ids: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+    """Without the padding that all have in common: a causal tower reads the ends just the same, and sooner."""
+    return ids[:, : int((ids != tokenizer.end).sum(dim=1).max()) + 1]
+
+
+def export_clip(out: Path, folder: Path) -> None:
+    """The averaged weights, as far as they have come, as clip.safetensors, its sizes as JSON in the metadata.
+
+    Raises InputError if the merges.txt already there, the diffusion model's, is of another vocabulary.
+    """
+    merges = out / "clip" / "merges.txt"
+    tokenizer = Tokenizer.read(merges, length=TEXT_LENGTH)
+    folder.mkdir(parents=True, exist_ok=True)
+    there = folder / "merges.txt"
+    if there.exists() and Tokenizer.read(there).merges != tokenizer.merges:
+        raise InputError(f"{there} differs from {merges}, expected one vocabulary; train both from the same pictures")
+    config = tiny_clip(tokenizer.vocabulary_size).config
+    tensors = {name: tensor.half().contiguous() for name, tensor in load_section(out / "clip", "average").items()}
+    with write_atomically(folder / "clip.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"tinyldm": json.dumps(asdict(config))})
+    tokenizer.write_merges(there)
+
+
+# ---- What it knows about pictures it never saw
+
+
+@torch.no_grad()
+def features_of_pictures(model: CLIP, pixels: torch.Tensor) -> torch.Tensor:
+    """(n, h, w, 3) uint8 -> (n, projection)"""
+    device = model.logit_scale.device
+    batches = np.array_split(np.arange(len(pixels)), math.ceil(len(pixels) / 250))
+    return torch.cat([model.image_features(normalize(batch_of(pixels, rows, device))) for rows in batches])
+
+
+@torch.no_grad()
+def features_of_captions(model: CLIP, tokenizer: Tokenizer, captions: list[str]) -> torch.Tensor:
+    """n captions -> (n, projection)"""
+    ids = tokenizer(captions).to(model.logit_scale.device)
+    return torch.cat([model.text_features(trimmed(batch, tokenizer)) for batch in ids.split(250)])
+
+
+def retrieved(model: CLIP, tokenizer: Tokenizer, pixels: torch.Tensor, prompts: list[str]) -> list[list[Image.Image]]:
+    """For each prompt the eight of the pictures that go with it best."""
+    similarity = features_of_captions(model, tokenizer, prompts) @ features_of_pictures(model, pixels).T
+    return [[Image.fromarray(pixels[i].numpy()) for i in row] for row in similarity.topk(8).indices.cpu()]
+
+
+def ranked_first(
+    model: CLIP, tokenizer: Tokenizer, pixels: torch.Tensor, pictures: list[Picture], seed: int = 0
+) -> float:
+    """How often a picture's own caption ranks first among 50: against 49 of other pictures that are not true of it.
+
+    "A photo of a star" may come from another picture and be true of this one as well, so what the world can say of a
+    picture, as far as 300 draws show it, is never among the 49.
+    """
+    rng = np.random.default_rng(seed)
+    own = [caption(picture, rng) for picture in pictures]
+    similarity = features_of_pictures(model, pixels) @ features_of_captions(model, tokenizer, own).T
+    right = []
+    for i, picture in enumerate(pictures):
+        true = {caption(picture, rng) for _ in range(300)} | {own[i]}
+        wrong = rng.choice([j for j, other in enumerate(own) if other not in true], 49, replace=False)
+        right.append(bool(similarity[i, i] > similarity[i, wrong].max()))
+    return float(np.mean(right))
+
+
+def zero_shot(model: CLIP, tokenizer: Tokenizer, pixels: torch.Tensor, prompts: dict[str, list[str]]) -> list[str]:
+    """Which of the classes each picture goes with best (section 3.1.4). -> n of the prompts' keys.
+
+    A class is the mean of all its prompts' features, so that what else they say cancels out.
+    """
+    means = [
+        features_of_captions(model, tokenizer, [with_articles(text) for text in texts]).mean(dim=0)
+        for texts in prompts.values()
+    ]
+    similarity = features_of_pictures(model, pixels) @ F.normalize(torch.stack(means), dim=-1).T
+    return [list(prompts)[i] for i in similarity.argmax(dim=1).tolist()]
+
+
+PLAIN = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+
+# What there is to tell -> class -> its prompts.
+PROMPTS: dict[str, dict[str, list[str]]] = {
+    "colour": {colour: [f"a photo of a {colour} {shape}" for shape in SHAPES] for colour in COLOURS},
+    "shape": {shape: [f"a photo of a {colour} {shape}" for colour in COLOURS] for shape in SHAPES},
+    "pattern": {"none": [f"a photo of a {thing}" for thing in PLAIN]}
+    | {
+        pattern: [
+            f"a photo of a {colour} and {colour2} {pattern} {shape}"
+            for colour, colour2 in zip(COLOURS, reversed(COLOURS), strict=True)
+            for shape in SHAPES
+        ]
+        for pattern in PATTERNS
+    },
+    "scene": {name: [f"a photo of a {thing} {scene.words}" for thing in PLAIN] for name, scene in SCENES.items()},
+    "style": {style: [f"{MEDIUMS.get(style, 'a photo')} of a {thing}" for thing in PLAIN] for style in STYLES},
+}
+
+
+def class_of(picture: Picture, what: str) -> str | None:
+    """The one of PROMPTS[what] that is so; None where it can't be told.
+
+    Colours, shapes and patterns are asked of photos of one shape in good light and full view: of anything else the
+    captions do not say them (a lemon's), or the picture hides them (a sketch's).
+    """
+    thing = picture.things[0]
+    if what == "style":
+        return picture.style
+    if what == "scene":
+        return picture.background if picture.background in SCENES and picture.style not in WITHOUT_BACKGROUND else None
+    if len(picture.things) == 2 or thing.noun or picture.view or picture.style != "photo":
+        return None
+    if what == "colour":
+        return None if thing.pattern else thing.colour
+    return thing.shape if what == "shape" else thing.pattern or "none"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=Path("weights/tiny"), help="the checkpoint (%(default)s)")
+    parser.add_argument("--pictures", type=cli.whole(500), default=2000, help="to draw for zero-shot (%(default)s)")
+    args = parser.parse_args(argv)
+
+    model = load_clip(args.weights / "clip.safetensors")
+    tokenizer = Tokenizer.read(args.weights / "merges.txt", length=model.config.text.length)
+    array, pictures = make_pictures(args.pictures, HELD_OUT_SEED, model.config.vision.size)
+    pixels = torch.from_numpy(array)
+    some = pictures[:500]  # the 300 captions of each take their time
+    share = ranked_first(model, tokenizer, pixels[: len(some)], some)
+    print(f"the right caption ranks first among 50: {share:.1%} of {len(some)} pictures")
+    for what, prompts in PROMPTS.items():
+        expected = {i: name for i, picture in enumerate(pictures) if (name := class_of(picture, what))}
+        found = zero_shot(model, tokenizer, pixels[list(expected)], prompts)
+        share = np.mean([one == other for one, other in zip(found, expected.values(), strict=True)])
+        print(f"zero-shot {what}, one of {len(prompts)}: {share:.1%} of {len(found)} pictures")
+
+
+if __name__ == "__main__":
+    cli.run(main)
