@@ -35,7 +35,10 @@ def main() -> int:
     embeddings = [load_embeddings(file, width) for file in options.embedding]
 
     model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device))
-    vectors = add_concepts(model, embeddings)
+    try:
+        vectors = add_concepts(model, embeddings)
+    except InputError as error:
+        raise InputError(f"{error}; --embedding FILE:WORD calls the word of a file WORD") from error
     fill_in_defaults(options, model)
     for token in model.tokenizer.placeholders:
         if not any(token in prompt for prompt in prompts):
@@ -121,7 +124,14 @@ def parse_options() -> Namespace:
     add("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
     add("--prompts", type=Path, metavar="FILE", help="more prompts, one a line")
     add("--negative", default="", metavar="TEXT", help="what the pictures should not show")
-    add("--embedding", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help="learned words")
+    add(
+        "--embedding",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE[:WORD]",
+        help="learned words, of any tool's format; WORD is what to call a file's word here",
+    )
     cli.add_model_options(parser)
     add("--sampler", choices=list(SAMPLERS), help="default, as for the next four: what suits the checkpoint")
     add("--steps", type=cli.whole(1, 1000), metavar="N")

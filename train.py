@@ -27,13 +27,14 @@ from tqdm import tqdm
 
 from tinyldm import InputError, cli
 from tinyldm.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
-from tinyldm.embeddings import save_embeddings
+from tinyldm.embeddings import listed, load_embeddings, save_embeddings, split_word
 from tinyldm.files import write_atomically
 from tinyldm.images import contact_sheet, read_image, read_images, save_image, to_images, to_tensor
 from tinyldm.inversion import TEMPLATES, Concept, captions_of, draw_batch, inversion_loss, new_concept, read_templates
 from tinyldm.latent_diffusion import LatentDiffusion
 
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
+EMBEDDING_FILE = re.compile(r"\.(safetensors|pt|bin|ckpt|png)(:|$)")  # what else --init says are words
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
 FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out"}  # between a run and its --resume
 
@@ -48,7 +49,7 @@ def main() -> int:
     # The frozen model, and a word of its own for the concept: rows behind the end of the vocabulary's table.
     model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device))
     fill_in_defaults(options, model)
-    concept = new_concept(model, options.token, options.init, options.vectors)
+    concept = start_of(model, options)
     captions = captions_of(model, templates, options.token)
 
     # Every picture becomes a latent once: the Gaussian that it is encoded to, and its mirror image's.
@@ -85,6 +86,23 @@ def main() -> int:
     print(f"learned {options.token}: look at {run.folder / 'preview.png'}, then try")
     print(f"  {sample_command(options, run.folder)}")
     return 0
+
+
+def start_of(model: LatentDiffusion, options: Namespace) -> Concept:
+    """The new word before the first step: a copy of --init's words, or of the vectors in the file that it names."""
+    # By the suffix, because a mistyped file name would be a phrase of a dozen tokens, and nobody would notice.
+    if not EMBEDDING_FILE.search(options.init):
+        return new_concept(model, options.token, options.init, options.vectors)
+    words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
+    file, _ = split_word(options.init)
+    if len(words) > 1:
+        raise InputError(f'--init: {file} holds {listed(words)}, expected one; try --init "{file}:{next(iter(words))}"')
+    (vectors,) = words.values()
+    if options.vectors not in (None, len(vectors)):
+        found = f"{file} holds {len(vectors)} vectors, --vectors asks for {options.vectors}"
+        raise InputError(f"--init: {found}; leave out --vectors")
+    model.tokenizer.add_placeholder(options.token, len(vectors))
+    return Concept(options.token, vectors.to(model.device))
 
 
 @torch.no_grad()
@@ -167,6 +185,9 @@ class Run:
                     f"the run in {self.folder} has {name} {saved.get(name)}, not {value}; give the same options again"
                 )
         vectors = self.concept.vectors
+        if len(state["vectors"]) != len(vectors):  # --init's file is another by now
+            found = f"{self.options.init} has {len(vectors)} vectors, but this run started with {len(state['vectors'])}"
+            raise InputError(f"--init: {found}; put the file back as it was")
         vectors.data.copy_(state["vectors"])
         self.done = int(state["done"])
         self.generator.set_state(state["generator"])
@@ -239,7 +260,11 @@ def parse_options() -> Namespace:
     add("--images", type=Path, required=True, metavar="DIR", help="a folder with about three to five pictures")
     add("--token", required=True, help='the new word, in quotes because of the shell: "S*"')
     cli.add_model_options(parser)
-    add("--init", metavar="TEXT", help="known words to start from; several tokens start several vectors")
+    add(
+        "--init",
+        metavar="TEXT|FILE",
+        help="known words to start from, several tokens start several vectors; or an embedding file to start from",
+    )
     add("--vectors", type=cli.whole(1), metavar="N", help="rows to learn (default: as many as --init has tokens)")
     add("--property", choices=list(TEMPLATES), default="object", help="what the pictures share (%(default)s)")
     add("--templates", type=Path, metavar="FILE", help="captions to train with, one a line, with {} for the word")

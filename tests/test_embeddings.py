@@ -1,128 +1,59 @@
-"""Learned embeddings on disk: written for diffusers, read from diffusers, and everything that is not one refused."""
+"""Learned words saved and loaded, called FILE:WORD, read by diffusers, and `python -m tinyldm.embeddings`."""
 
+import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from embedding_files import WRITERS, a1111, as_a1111, as_kohya, as_tensor, refusal, rows
 
-from tinyldm import InputError
-from tinyldm.embeddings import load_embeddings, save_embeddings
+from tinyldm import InputError, cli, embeddings
+from tinyldm.embedding_formats import FORMATS
+from tinyldm.embeddings import load_embeddings, save_embeddings, split_word
 
-
-def refusal(path, width: int | None = None) -> str:
-    with pytest.raises(InputError) as caught:
-        load_embeddings(path, width)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message and len(message) < 300 + len(str(path))
-    return message
-
-
-# Writing
+# ---- Saving and loading
 
 
 def test_what_is_saved_is_loaded_again(tmp_path):
     table = torch.nn.Parameter(torch.randn(5, 128))
-    embeddings = {"S*": table[:2], "<고양이>": table[2:]}  # views of one parameter, with gradient
-    save_embeddings(tmp_path / "e.safetensors", embeddings)
+    words = {"S*": table[:2], "<고양이>": table[2:]}  # views of one parameter, with gradient
+    save_embeddings(tmp_path / "e.safetensors", words)
     loaded = load_embeddings(str(tmp_path / "e.safetensors"), width=128)
-    assert loaded.keys() == embeddings.keys()
+    assert loaded.keys() == words.keys()
     for token, vectors in loaded.items():
-        assert torch.equal(vectors, embeddings[token])
+        assert torch.equal(vectors, words[token])
         assert (vectors.dtype, vectors.requires_grad) == (torch.float32, False)
     assert os.listdir(tmp_path) == ["e.safetensors"]
 
 
-def test_the_file_is_float32_safetensors_of_token_and_vectors_and_small(tmp_path):
-    path = tmp_path / "e.safetensors"
-    save_embeddings(path, {"S*": torch.randn(2, 128, dtype=torch.bfloat16), "T": torch.randn(128)})
-    with safe_open(path, "pt") as file:
-        assert file.metadata() == {"format": "pt"}
-        shapes = {key: (file.get_slice(key).get_dtype(), file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    assert shapes == {"S*": ("F32", [2, 128]), "T": ("F32", [1, 128])}
-    assert path.stat().st_size < 3 * 128 * 4 + 300
-
-
-def test_nothing_is_written_that_could_not_be_read(tmp_path):
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {},
+        {"S*": torch.full((1, 8), torch.nan)},
+        {"S*": torch.ones(1, 8), "T": torch.ones(1, 9)},
+        {"two words": torch.ones(1, 8)},
+        {"": torch.ones(1, 8)},
+        {"__metadata__": torch.ones(1, 8)},
+        {"*": torch.ones(1, 8)},  # would come back under the file's name
+        {"emb_params": torch.ones(1, 8)},
+        {"clip_l": torch.ones(1, 8)},
+        {"S": torch.ones(1, 8), "S_1": torch.ones(1, 8)},  # would come back as one word of two vectors
+    ],
+)
+def test_nothing_is_written_that_could_not_be_read_as_it_was(tmp_path, bad):
     save_embeddings(tmp_path / "e.safetensors", {"S*": torch.ones(1, 8)})
-    for bad in ({}, {"S*": torch.full((1, 8), torch.nan)}, {"S*": torch.ones(1, 8), "T": torch.ones(1, 9)}):
-        with pytest.raises(InputError):
-            save_embeddings(tmp_path / "e.safetensors", bad)
+    with pytest.raises(InputError):
+        save_embeddings(tmp_path / "e.safetensors", bad)
     assert torch.equal(load_embeddings(tmp_path / "e.safetensors")["S*"], torch.ones(1, 8))
+    assert os.listdir(tmp_path) == ["e.safetensors"]
 
 
 def test_several_tokens_come_in_the_same_order_every_time(tmp_path):
     save_embeddings(tmp_path / "e", {f"<{i}>": torch.ones(1, 8) for i in (3, 1, 4, 0, 2)})
     assert all(list(load_embeddings(tmp_path / "e")) == ["<0>", "<1>", "<2>", "<3>", "<4>"] for _ in range(20))
-
-
-# Reading what diffusers writes
-
-
-def test_diffusers_safetensors(tmp_path):
-    """As save_progress of diffusers' examples/textual_inversion/textual_inversion.py: rows of the whole table."""
-    table = torch.nn.Embedding(300, 768).weight
-    save_file({"<cat-toy>": table[297:300].detach().cpu()}, tmp_path / "e", metadata={"format": "pt"})
-    assert torch.equal(load_embeddings(tmp_path / "e", 768)["<cat-toy>"], table[297:])
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_diffusers_bin_and_that_of_the_concepts_library(tmp_path, zipped):
-    table = torch.nn.Embedding(300, 768).weight
-    for saved in (table[297:300], table[299], table[297:].detach(), torch.nn.Parameter(table[297:].half())):
-        torch.save({"<cat-toy>": saved}, tmp_path / "e.bin", _use_new_zipfile_serialization=zipped)
-        loaded = load_embeddings(tmp_path / "e.bin")["<cat-toy>"]
-        assert torch.equal(loaded, saved.float().reshape(-1, 768))
-        assert loaded.untyped_storage().nbytes() == loaded.numel() * 4, "the whole table stays in memory"
-        assert not loaded.requires_grad
-
-
-def test_the_format_is_told_by_the_content_not_by_the_name(tmp_path):
-    save_embeddings(tmp_path / "e.pt", {"S*": torch.ones(1, 8)})
-    torch.save({"S*": torch.ones(1, 8)}, tmp_path / "e.safetensors")
-    for name in ("e.pt", "e.safetensors"):
-        assert torch.equal(load_embeddings(tmp_path / name)["S*"], torch.ones(1, 8))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_floating_point_type_comes_out_as_float32(tmp_path, dtype):
-    vectors = torch.randn(2, 8, dtype=dtype)
-    save_file({"S*": vectors}, tmp_path / "e")
-    assert torch.equal(load_embeddings(tmp_path / "e")["S*"], vectors.float())
-
-
-def test_diffusers_reads_what_we_write(tmp_path):
-    from diffusers.loaders import TextualInversionLoaderMixin
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "p", "h", "o", "t", "o</w>", "ph", "pho", "phot", "photo</w>"]
-    merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>")]
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-
-    class Pipeline(TextualInversionLoaderMixin):
-        hf_device_map = None
-        components: dict = {}  # noqa: RUF012
-
-    pipeline = Pipeline()
-    pipeline.tokenizer, pipeline.text_encoder = tokenizer, CLIPTextModel(config)
-    old = pipeline.text_encoder.get_input_embeddings().weight.detach().clone()
-    vectors = torch.randn(2, 16)
-    save_embeddings(tmp_path / "embedding.safetensors", {"<heart>": vectors})
-    pipeline.load_textual_inversion(str(tmp_path), weight_name="embedding.safetensors")
-
-    ids = tokenizer.convert_tokens_to_ids(["<heart>", "<heart>_1"])
-    assert ids == [len(old), len(old) + 1]
-    table = pipeline.text_encoder.get_input_embeddings().weight
-    assert torch.equal(table[ids], vectors)
-    assert torch.equal(table[: len(old)], old)
-    assert pipeline.maybe_convert_prompt("a photo <heart>", tokenizer) == "a photo <heart> <heart>_1"
-
-
-# Refusing
 
 
 def test_the_wrong_width_says_both_and_what_to_do(tmp_path):
@@ -136,71 +67,220 @@ def test_a_file_that_is_not_there_or_a_folder(tmp_path):
     assert "embedding.safetensors" in refusal(tmp_path)
 
 
-def test_a_file_cut_off_anywhere(tmp_path):
-    whole = tmp_path / "whole"
-    writers = (
-        lambda embeddings: save_file(embeddings, whole),
-        lambda embeddings: torch.save(embeddings, whole),
-        lambda embeddings: torch.save(embeddings, whole, _use_new_zipfile_serialization=False),
-    )
-    for write in writers:
-        write({"S*": torch.ones(2, 64)})
-        content = whole.read_bytes()
-        for size in (0, 1, 2, 8, 9, 20, 60, 100, len(content) // 2, len(content) - 1):
-            (tmp_path / "cut").write_bytes(content[:size])
-            refusal(tmp_path / "cut")
+# ---- FILE:WORD
 
 
-def test_a_file_of_another_kind(tmp_path):
-    (tmp_path / "e.safetensors").write_text("a text file\n" * 100)
-    assert "neither" in refusal(tmp_path / "e.safetensors")
-    (tmp_path / "e.safetensors").write_bytes(b"")
-    assert "empty" in refusal(tmp_path / "e.safetensors")
+@pytest.mark.parametrize(("write", "suffix", "word"), WRITERS)
+def test_every_tools_file_takes_a_word_of_the_users(tmp_path, write, suffix, word):
+    path = tmp_path / f"file-of-cats{suffix}"
+    write(path, rows(2))
+    loaded = load_embeddings(f"{path}:my-word")
+    assert list(loaded) == ["my-word"] and torch.equal(loaded["my-word"], rows(2))
 
 
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("evil",)
+def test_a_word_that_no_prompt_can_hold_asks_for_another(tmp_path):
+    as_tensor(tmp_path / "my cat.pt", rows(1))
+    assert ":my-word" in refusal(tmp_path / "my cat.pt")
+    assert list(load_embeddings(f"{tmp_path / 'my cat.pt'}:my-cat")) == ["my-cat"]
+    assert "''" in refusal(f"{tmp_path / 'my cat.pt'}:")
+    torch.save(a1111(rows(1), "\x1b[31mred"), tmp_path / "e.pt")
+    assert "\x1b" not in refusal(tmp_path / "e.pt")
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeypatch):
+def test_the_users_word_chooses_among_several(tmp_path):
+    save_embeddings(tmp_path / "e", {"<a>": rows(1), "<b>": rows(2)})
+    loaded = load_embeddings(f"{tmp_path / 'e'}:<b>")
+    assert list(loaded) == ["<b>"] and torch.equal(loaded["<b>"], rows(2))
+    message = refusal(f"{tmp_path / 'e'}:<c>")
+    assert "2 words ('<a>', '<b>'), not '<c>'" in message and "after the colon" in message
+
+
+def test_an_existing_file_of_the_whole_name_wins_over_a_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for content in (Evil(), {"S*": Evil()}):
-        torch.save(content, "e.bin")
-        assert "plain tensors" in refusal("e.bin")
-    assert os.listdir() == ["e.bin"]
+    for name in ("e.pt", "C:\\cats\\e.pt", "a:b.pt", "a"):
+        Path(name).write_bytes(b"")
+    assert split_word("e.pt") == (Path("e.pt"), None)
+    assert split_word("e.pt:S*") == (Path("e.pt"), "S*")
+    assert split_word("e.pt:<a:b>") == (Path("e.pt"), "<a:b>")
+    assert split_word("C:\\cats\\e.pt") == (Path("C:\\cats\\e.pt"), None)
+    assert split_word("C:\\cats\\e.pt:S*") == (Path("C:\\cats\\e.pt"), "S*")
+    assert split_word("a:b.pt") == (Path("a:b.pt"), None)
+    assert split_word("a:b.pt:w") == (Path("a:b.pt"), "w")
+    assert split_word("nothing.pt:S*") == (Path("nothing.pt:S*"), None)
+    assert split_word("C:\\nothing.pt") == (Path("C:\\nothing.pt"), None)
+    assert split_word("") == (Path(""), None)
+
+
+# ---- Reading by diffusers
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """diffusers' loader with a small CLIP of random weights, and the same tokenizer and weights here."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from tinyldm.clip import CLIPTextConfig as OurConfig
+    from tinyldm.clip import CLIPTextEncoder
+    from tinyldm.tokenizer import Tokenizer
+
+    merges = [("p", "h"), ("o", "t"), ("ph", "ot"), ("phot", "o</w>"), ("o", "f</w>")]
+    ours = Tokenizer(merges, length=77)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    ours.write_merges(folder / "merges.txt")
+    (folder / "vocab.json").write_text(json.dumps(ours.id_of))
+    tokenizer = CLIPTokenizer.from_pretrained(folder, pad_token="<|endoftext|>", model_max_length=77)
+    assert len(tokenizer) == ours.vocabulary_size
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        hidden_act="quick_gelu",
+        bos_token_id=ours.start,
+        eos_token_id=ours.end,
+        pad_token_id=ours.end,
+    )
+
+    class Pipeline(TextualInversionLoaderMixin):
+        hf_device_map = None
+        components: dict = {}  # noqa: RUF012
+
+    pipeline = Pipeline()
+    pipeline.tokenizer, pipeline.text_encoder = tokenizer, CLIPTextModel(config).eval()
+    pipeline.ours = ours
+    pipeline.encoder = CLIPTextEncoder(OurConfig(ours.vocabulary_size, width=16, layers=2, heads=2))
+    theirs = pipeline.text_encoder.state_dict()
+    prefix = "" if next(iter(theirs)).startswith("text_model.") else "text_model."
+    pipeline.encoder.load_state_dict({prefix + name: t for name, t in theirs.items() if "position_ids" not in name})
+    return pipeline
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("to", ["diffusers", "a1111", "kohya"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_diffusers_reads_what_we_write_and_encodes_it_alike(tmp_path, pipeline, to, count):
+    vectors = rows(count, 16)
+    path = tmp_path / f"heart{FORMATS[to].suffix}"
+    save_embeddings(path, {"<heart>": vectors}, to)
+    token = "<heart>" if to == "kohya" else None  # which has no word of its own
+    pipeline.load_textual_inversion(str(tmp_path), weight_name=path.name, token=token)
+
+    prompt = "a photo of a <heart>, a photo"
+    converted = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+    ids = pipeline.tokenizer(converted, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    theirs = pipeline.text_encoder(ids).last_hidden_state
+
+    pipeline.ours.add_placeholder("<heart>", count)
+    our_ids = pipeline.ours(prompt)
+    ours = pipeline.encoder(our_ids, load_embeddings(f"{path}:<heart>")["<heart>"])
+    assert torch.equal(our_ids, ids)
+    assert (ids >= pipeline.ours.vocabulary_size).sum() == count
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+# ---- python -m tinyldm.embeddings
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """command("a.pt", "--to", …): (exit status, what it printed, its errors), in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*words):
+        monkeypatch.setattr(sys, "argv", ["embeddings.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(embeddings.main)
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run_command
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize(("write", "suffix", "word"), WRITERS)
+def test_every_format_converts_to_every_other(command, write, suffix, word, to):
+    write(Path(f"file-of-cats{suffix}"), rows(2))
+    out = f"out/file-of-cats{FORMATS[to].suffix}"
+    Path("out").mkdir()
+    status, printed, _ = command(f"file-of-cats{suffix}", "--to", to, "--out", out)
+    assert status == 0 and printed.startswith(f"wrote {out}: ")
+    loaded = load_embeddings(out)
+    assert list(loaded) == [word if to != "kohya" else "file-of-cats"]
+    assert torch.equal(*loaded.values(), rows(2))
+
+
+def test_conversion_merges_and_renames(command):
+    as_a1111(Path("a.pt"), rows(1))
+    as_kohya(Path("b.safetensors"), rows(2))
+    assert command("a.pt", "b.safetensors:<b>", "--to", "diffusers", "--out", "ab.safetensors")[0] == 0
+    assert command("ab.safetensors", "--to", "paper", "--out", "ab.pt")[0] == 0
+    loaded = load_embeddings("ab.pt")
+    assert loaded.keys() == {"<cat>", "<b>"}
+    assert torch.equal(loaded["<cat>"], rows(1)) and torch.equal(loaded["<b>"], rows(2))
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("words", "complaint"),
     [
-        ({}, "no embedding"),
-        (torch.ones(1, 8), "no embedding"),
-        ([torch.ones(1, 8)], "no embedding"),
-        ({"step": 3, "S*": torch.ones(1, 8)}, "str -> int"),
-        ({265: torch.ones(1, 8)}, "int -> Tensor"),
-        ({"state_dict": {"conv.weight": torch.ones(4, 4, 3, 3)}}, "str -> dict"),
-        ({"conv.weight": torch.ones(4, 4, 3, 3)}, "shape (4, 4, 3, 3)"),
-        ({"token_embedding.weight": torch.ones(1000, 8)}, "1 to 75 vectors"),
-        ({"norm.weight": torch.ones(8), "proj.weight": torch.ones(8, 16)}, "widths [8, 16]"),
-        ({"S*": torch.tensor(1.0)}, "shape ()"),
-        ({"S*": torch.ones(0, 8)}, "shape (0, 8)"),
-        ({"S*": torch.ones(2, 0)}, "shape (2, 0)"),
-        ({"S*": torch.ones(2, 8, dtype=torch.int64)}, "torch.int64"),
-        ({"S*": torch.tensor([[1.0, torch.nan]])}, "NaN"),
-        ({"S*": torch.tensor([[1.0, -torch.inf]])}, "infinite"),
+        ([], "the following arguments are required"),
+        (["a.pt", "--to", "comfy", "--out", "b.pt"], "invalid choice: 'comfy'"),
+        (["a.pt", "--to", "a1111"], "--to and --out go together"),
+        (["a.pt", "--out", "b.pt"], "--to and --out go together"),
+        (["a.pt", "--to", "a1111", "--out", "b.pt", "--weights", "w"], "--weights is for comparing"),
+        (["a.pt", "--to", "diffusers", "--out", "b.pt"], "try --out b.safetensors"),
+        (["a.pt", "--to", "a1111", "--out", "a.pt"], "a.pt exists"),
+        (["a.pt", "a.pt", "--to", "diffusers", "--out", "b.safetensors"], "holds <cat>, as a file before it"),
+        (["a.pt", "a.pt:<b>", "--to", "a1111", "--out", "b.pt"], "one file for a1111 holds 1"),
+        (["a.pt", "wide.pt", "--to", "diffusers", "--out", "b.safetensors"], "wide.pt has width 1024, a file before"),
+        (["nothing.pt"], "no such file"),
+        (["a.pt", "--to", "a1111", "--out", "no/where.pt"], "No such file"),
     ],
 )
-def test_content_that_is_no_embedding(tmp_path, content, complaint):
-    torch.save(content, tmp_path / "e.bin")
-    assert complaint in refusal(tmp_path / "e.bin")
-    if isinstance(content, dict) and all(isinstance(v, torch.Tensor) for v in content.values()) and 265 not in content:
-        save_file(content, tmp_path / "e.safetensors")
-        assert complaint in refusal(tmp_path / "e.safetensors")
+def test_a_wrong_command_is_one_line(command, words, complaint):
+    as_a1111(Path("a.pt"), rows(1))
+    as_tensor(Path("wide.pt"), rows(1, 1024))
+    status, _, errors = command(*words)
+    assert status == 2 and complaint in errors and errors.count("\n") == 1
+    assert sorted(os.listdir()) == ["a.pt", "wide.pt"]
 
 
-def test_a_whole_checkpoint_is_refused_without_being_read(tmp_path):
-    with (tmp_path / "model.ckpt").open("wb") as file:
-        file.truncate(4_265_146_304)  # a sparse file: this takes no room
-    message = refusal(tmp_path / "model.ckpt")
-    assert "4265 MB" in message and "--weights" in message
+def test_description_without_weights(command):
+    save_embeddings("e.safetensors", {"<a>": torch.full((2, 768), 0.01), "<b>": torch.zeros(1, 768)})
+    status, printed, _ = command("e.safetensors")
+    assert status == 0
+    header, *lines = printed.splitlines()
+    assert "2 words ('<a>', '<b>'), width 768 (SD 1.x)" in header and "--weights" in header
+    assert lines == ["  <a> 1/2: norm 0.277", "  <a> 2/2: norm 0.277", "  <b> 1/1: norm 0.000"]
+
+
+def test_description_beside_the_words_of_a_checkpoint(command, tiny):
+    from conftest import WEIGHTS
+
+    table = tiny.text_encoder.table
+    star, lemon = (table[tiny.tokenizer.encode(word)][0] for word in ("star", "lemon"))
+    save_embeddings("e.safetensors", {"S*": torch.stack([3 * star, 2 * lemon + 0.1 * star])})
+    status, printed, _ = command("e.safetensors", "--weights", WEIGHTS)
+    assert status == 0
+    _, first, second = printed.splitlines()
+    median = table.norm(dim=1).median()
+    assert f"norm {3 * star.norm():.3f} (vocabulary's median {median:.3f}), nearest star 1.00, " in first
+    assert "nearest lemon " in second and second.count(",") == 5
+
+    save_embeddings("wide.safetensors", {"S*": torch.ones(1, 768)})
+    status, _, errors = command("wide.safetensors", "--weights", WEIGHTS)
+    assert status == 2 and "width 768" in errors
+
+
+def test_the_tiny_checkpoint_is_compared_with_if_it_fits(command, tmp_path):
+    from conftest import WEIGHTS
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tiny").symlink_to(WEIGHTS)
+    save_embeddings("e.safetensors", {"S*": torch.ones(1, 128)})
+    save_embeddings("wide.safetensors", {"S*": torch.ones(1, 768)})
+    assert "nearest" in command("e.safetensors")[1]
+    status, printed, _ = command("wide.safetensors")
+    assert status == 0 and "nearest" not in printed

@@ -2,13 +2,16 @@
 
 import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import EXAMPLES, ROOT
 from PIL import Image
 
-from tinyldm.embeddings import load_embeddings
+from tinyldm import embeddings
+from tinyldm.embeddings import load_embeddings, save_embeddings
 from tinyldm.lab import evaluate, pretrain, world
 from tinyldm.lab.evaluate import word_obeyed
 
@@ -42,10 +45,23 @@ def test_the_other_training_commands_run(run, tmp_path, words):
     assert run(*words[1:steps], *words[steps + 2 :], *SHORT).status == 0
 
 
+def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, monkeypatch, capsys, tmp_path):
+    (tmp_path / "outputs" / "S").mkdir(parents=True)
+    save_embeddings(tmp_path / "outputs" / "S" / "embedding.safetensors", {"S*": torch.full((1, 128), 0.01)})
+    described, converted = [words for words in COMMANDS if words[1:3] == ["-m", "tinyldm.embeddings"]]
+    for words in (described, converted):
+        monkeypatch.setattr(sys, "argv", words[2:])
+        assert embeddings.main() == 0
+        assert "'S*'" in capsys.readouterr().out
+    sample = [words for words in COMMANDS if words[1] == "sample.py"][-1]
+    outcome = run(*sample[1:], "--steps", 2)
+    assert outcome.status == 0 and outcome.err == ""  # no warning that no prompt uses the word
+
+
 def test_the_lab_commands_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     modules = {"world": world, "evaluate": evaluate, "pretrain": pretrain}
-    lab = [words for words in COMMANDS if words[1:2] == ["-m"]]
+    lab = [words for words in COMMANDS if words[1] == "-m" and words[2].startswith("tinyldm.lab.")]
     assert {words[2].rsplit(".", 1)[1] for words in lab} == set(modules)
     (count,) = [words for words in lab if words[2].endswith("world")]
     world.main(count[3:])

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sample
-from tinyldm.embeddings import save_embeddings
+from tinyldm.embeddings import load_embeddings, save_embeddings
 from tinyldm.images import to_images
 from tinyldm.sampler import SAMPLERS
 
@@ -99,6 +99,15 @@ def test_a_learned_copy_of_a_word_gives_that_words_picture(run, tmp_path):
     assert np.abs(pixels(tmp_path / "new" / "0000.png") - pixels(tmp_path / "old" / "0000.png")).max() <= 1
 
 
+def test_an_embedding_of_another_tool_under_a_word_of_ones_own(run, tmp_path):
+    (words,) = load_embeddings(a_word(tmp_path / "star.safetensors", "S*", "star")).values()
+    save_embeddings(tmp_path / "a1111.pt", {"star-500": words}, "a1111")
+    few = ("--prompt", "a photo of a my*", *FEW)
+    assert run("sample.py", *few, "--embedding", "a1111.pt:my*", "--out", tmp_path / "new").status == 0
+    run("sample.py", "--prompt", "a photo of a star", *FEW, "--out", tmp_path / "old")
+    assert np.abs(pixels(tmp_path / "new" / "0000.png") - pixels(tmp_path / "old" / "0000.png")).max() <= 1
+
+
 def test_several_embeddings_compose(run, tmp_path):
     star, lemon = a_word(tmp_path / "a.safetensors", "S*", "star"), a_word(tmp_path / "b.safetensors", "<l>", "lemon")
     prompt = "a photo of a {} next to a {}"
@@ -180,7 +189,14 @@ def test_an_embedding_of_another_width(refused, tmp_path):
 
 def test_two_embeddings_of_one_word(refused, tmp_path):
     file = a_word(tmp_path / "a.safetensors")
-    assert "already a placeholder" in refused("--prompt", PROMPT, "--embedding", file, file)
+    error = refused("--prompt", PROMPT, "--embedding", file, file)
+    assert "already a placeholder" in error and "FILE:WORD" in error
+
+
+def test_an_embedding_called_like_a_known_word(refused, tmp_path):
+    save_embeddings(tmp_path / "lemon.pt", {"lemon": torch.ones(1, 128)}, "a1111")
+    error = refused("--prompt", PROMPT, "--embedding", "lemon.pt")
+    assert "already a word of the vocabulary" in error and "FILE:WORD" in error
 
 
 def test_a_word_cut_off_by_a_long_prompt(refused, tmp_path):

@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLES, ROOT, WEIGHTS
+from embedding_files import WRITERS
 from PIL import Image
 
 import train
 from tinyldm.checkpoint import checkpoint_hash, load_checkpoint
-from tinyldm.embeddings import load_embeddings
+from tinyldm.embeddings import load_embeddings, save_embeddings
 
 HEART = EXAMPLES / "checkered-heart"
 SHORT = ("--token", "S*", "--steps", 4, "--preview-every", 2, "--batch", 2)
@@ -116,6 +118,49 @@ def test_more_vectors_than_init_tokens_are_allowed(run, tmp_path):
     assert learned(tmp_path / "outputs" / "S").shape == (3, 128)
 
 
+@pytest.mark.parametrize(("to", "suffix"), [("diffusers", "safetensors"), ("a1111", "pt"), ("paper", "pt")])
+def test_an_embedding_file_is_where_learning_goes_on_from(run, tmp_path, to, suffix):
+    vectors = 0.1 * torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    save_embeddings(tmp_path / f"old.{suffix}", {"old*": vectors}, to)
+    short = ("--images", HEART, *SHORT, "--init", f"old.{suffix}", "--lr", "1e-9")
+    assert run("train.py", *short).status == 0
+    assert torch.allclose(learned(tmp_path / "outputs" / "S"), vectors, atol=1e-7)
+    assert run("train.py", *short, "--vectors", 3, "--out", "o").status == 0
+    longer = [6 if word == 4 else word for word in short]
+    assert run("train.py", *longer, "--vectors", 3, "--out", "o", "--resume").status == 0
+
+
+def test_every_tools_file_can_be_the_start(tiny, tmp_path):
+    vectors = 0.1 * torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    for i, (write, suffix, _) in enumerate(WRITERS):
+        write(tmp_path / f"e{suffix}", vectors)
+        options = Namespace(init=str(tmp_path / f"e{suffix}"), token=f"<{i}>", vectors=None)
+        assert torch.equal(train.start_of(tiny, options).vectors, vectors), write
+        assert len(tiny.tokenizer.placeholders[f"<{i}>"]) == 3
+
+
+def test_a_word_of_a_file_of_several_can_be_the_start(run, tmp_path):
+    words = {"a*": torch.full((1, 128), 0.01), "b*": torch.full((2, 128), 0.02)}
+    save_embeddings(tmp_path / "ab.safetensors", words)
+    assert run("train.py", "--images", HEART, *SHORT, "--init", "ab.safetensors:b*", "--lr", "1e-9").status == 0
+    assert torch.allclose(learned(tmp_path / "outputs" / "S"), words["b*"], atol=1e-7)
+
+
+def test_words_that_are_a_files_name_too_are_words(run, tmp_path):
+    (tmp_path / "heart").write_text("no embedding")
+    assert run("train.py", "--images", HEART, *SHORT, "--init", "heart").status == 0
+
+
+def test_resume_refuses_a_start_of_more_vectors_than_the_run_has(run, tmp_path):
+    command = ("train.py", "--images", HEART, *SHORT, "--init", "old.pt", "--out", "o")
+    save_embeddings(tmp_path / "old.pt", {"old*": torch.ones(1, 128)}, "a1111")
+    assert run(*command).status == 0
+    before = learned(tmp_path / "o")
+    save_embeddings(tmp_path / "old.pt", {"old*": torch.ones(3, 128)}, "a1111")
+    assert "has 3 vectors, but this run started with 1" in run(*command, "--resume").error
+    assert torch.equal(learned(tmp_path / "o"), before)
+
+
 def test_own_templates_are_used(run, tmp_path):
     (tmp_path / "mine.txt").write_text("a sketch of a {}\n\ntwo {} next to a circle\n")
     assert run("train.py", "--images", HEART, *SHORT, "--templates", tmp_path / "mine.txt").status == 0
@@ -194,9 +239,26 @@ def test_a_token_that_is_a_word_already(refused):
     assert 'the token "heart" is already a word' in refused("--images", HEART, "--token", "heart")
 
 
-@pytest.mark.parametrize("init", ["xylophone", "", " ", "file.pt"])
+@pytest.mark.parametrize("init", ["xylophone", "", " "])
 def test_an_init_of_unknown_kind(refused, init):
     assert "init" in refused("--images", HEART, "--token", "S*", "--init", init)
+
+
+@pytest.mark.parametrize("init", ["file.pt", "outputs/S/embeding.safetensors", "cat.png:<cat>"])
+def test_an_init_that_is_a_mistyped_file_is_not_taken_for_words(refused, init):
+    assert f"no such file: {init}" in refused("--images", HEART, "--token", "S*", "--init", init)
+
+
+def test_an_init_file_that_does_not_fit(refused, tmp_path):
+    save_embeddings(tmp_path / "three.safetensors", {"x*": torch.ones(3, 128)})
+    save_embeddings(tmp_path / "two-words.safetensors", {"x*": torch.ones(1, 128), "y*": torch.ones(1, 128)})
+    save_embeddings(tmp_path / "wide.safetensors", {"x*": torch.ones(1, 768)})
+    arguments = ("--images", HEART, "--token", "S*", "--init")
+    for count in (1, 4):
+        assert "holds 3 vectors" in refused(*arguments, "three.safetensors", "--vectors", count)
+    assert '--init "two-words.safetensors:x*"' in refused(*arguments, "two-words.safetensors")
+    assert "has width 768" in refused(*arguments, "wide.safetensors")
+    assert "already a word" in refused(*arguments[:3], "heart", "--init", "three.safetensors")
 
 
 def test_an_init_longer_than_its_vectors(refused):
