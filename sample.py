@@ -31,10 +31,11 @@ def main() -> int:
     options = parse_options()
     prompts = [prompt for prompt in read_prompts(options) for _ in range(options.num)]
     device = cli.choose_device(options.device)
-    width = checkpoint_config(options.weights)["text_encoder"]["width"]
+    swaps = {"vae": options.vae, "prediction": options.prediction}
+    width = checkpoint_config(options.weights, **swaps)["text_encoder"]["width"]
     embeddings = [load_embeddings(file, width) for file in options.embedding]
 
-    model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device))
+    model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device), **swaps)
     try:
         vectors = add_concepts(model, embeddings)
     except InputError as error:
@@ -88,10 +89,11 @@ def write(images: list[Image.Image], prompts: list[str], options: Namespace) -> 
 def parameters(prompt: str, seed: int, weights_hash: str, options: Namespace) -> str:
     """The prompt and what else made a picture, in the form that other programs of the field read and write."""
     negative = f"Negative prompt: {options.negative}\n" if options.negative else ""
+    vae = f", VAE: {options.vae.name}" if options.vae else ""
     return (
         f"{prompt}\n{negative}Steps: {options.steps}, Sampler: {options.sampler}, CFG scale: {options.guidance:g}, "
         f"Seed: {seed}, Size: {options.width}x{options.height}, "
-        f"Model hash: {weights_hash}, Model: {options.weights.stem}"
+        f"Model hash: {weights_hash}, Model: {options.weights.stem}{vae}"
     )
 
 

@@ -43,11 +43,12 @@ def main() -> int:
     options = parse_options()
     device = cli.choose_device(options.device)
     templates = read_templates(options.templates) if options.templates else TEMPLATES[options.property]
-    size = options.size or checkpoint_config(options.weights)["defaults"]["size"]
+    swaps = {"vae": options.vae, "prediction": options.prediction}
+    size = options.size or checkpoint_config(options.weights, **swaps)["defaults"]["size"]
     images = [image for _, image in read_images(options.images, size)]
 
     # The frozen model, and a word of its own for the concept: rows behind the end of the vocabulary's table.
-    model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device))
+    model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device), **swaps)
     fill_in_defaults(options, model)
     concept = start_of(model, options)
     captions = captions_of(model, templates, options.token)
@@ -231,8 +232,11 @@ def sample_command(options: Namespace, folder: Path) -> str:
     prompt = PREVIEWS[options.property].format(options.token)
     prompt += "" if options.property == "style" else " on a green background"
     command = f'python sample.py --prompt "{prompt}" --embedding {shlex.quote(str(folder / "embedding.safetensors"))}'
-    default = options.weights == Path("weights/tiny")
-    return command if default else f"{command} --weights {shlex.quote(str(options.weights))}"
+    if options.weights != Path("weights/tiny"):
+        command += f" --weights {shlex.quote(str(options.weights))}"
+    if options.vae:
+        command += f" --vae {shlex.quote(str(options.vae))}"
+    return f"{command} --prediction {options.prediction}" if options.prediction else command
 
 
 def resume_command(folder: Path) -> str:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyldm.attention import attention
 
@@ -79,3 +80,18 @@ def test_gradients_are_those_of_the_formula(m, causal):
     plain = torch.autograd.grad((weights * plain_attention(*inputs, 3, causal)).sum(), inputs)
     for ours, expected in zip(fused, plain, strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_overflow_where_the_logits_would(dtype):
+    """Stable Diffusion 2.1 has queries and keys whose products are beyond 65504, the largest number of float16."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (scale * torch.randn(1, 64, 64, generator=generator) for scale in (300, 300, 1))
+    q[0, 0], k[0, 0] = 200, 200
+    assert (q.half() @ k.half().mT).isinf().any()
+    expected = plain_attention(*(x.to(dtype).float() for x in (q, k, v)), heads=1)
+    for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):  # without and with a fused kernel
+        with sdpa_kernel(backend):
+            out = attention(*(x.to(dtype) for x in (q, k, v)), heads=1)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), expected, rtol=0, atol=0.02)

@@ -1,16 +1,45 @@
 """Checkpoints: what is written is what is read, and what is broken is refused by name."""
 
+import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import WEIGHTS
+from diffusers import StableDiffusionPipeline
+from public import (
+    KINDS,
+    assert_same_weights,
+    autoencoder_file,
+    extras,
+    in_our_names,
+    our_picture,
+    pipeline,
+    save_folder,
+    save_lightning,
+    single_file,
+    their_picture,
+    weights_of,
+    with_word,
+    write_merges,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tinyldm import InputError
-from tinyldm.checkpoint import PREFIXES, checkpoint_config, checkpoint_hash, load_checkpoint, save_checkpoint
+from tinyldm import InputError, checkpoint
+from tinyldm.checkpoint import (
+    PREFIXES,
+    checkpoint_config,
+    checkpoint_hash,
+    find_merges,
+    load_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
+from tinyldm.embeddings import load_embeddings, save_embeddings
 
 
 def test_a_checkpoint_comes_back_as_it_was(tiny, tmp_path):
@@ -66,6 +95,7 @@ def damaged(tmp_path):
 
 
 KEY = "model.diffusion_model.out.2.bias"
+TO_Q = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 
 
 def test_a_missing_key_is_named(damaged):
@@ -115,3 +145,308 @@ def test_merges_of_another_vocabulary_are_an_error(damaged):
     (folder / "merges.txt").write_text("".join(lines[:-3]))
     with pytest.raises(InputError, match="vocabulary"):
         load_checkpoint(folder)
+
+
+# ---- public checkpoints: whatever they are kept in, the same networks and the same pictures ----
+
+
+def wrapped(path, tensors):
+    torch.save({"state_dict": tensors, "global_step": 1, "optimizer_states": [{"state": {0: torch.ones(3)}}]}, path)
+
+
+FORMS = {
+    "plain.safetensors": lambda path, tensors: save_file(tensors, path),
+    "extras.safetensors": lambda path, tensors: save_file(tensors | extras(tensors), path),
+    "plain.ckpt": lambda path, tensors: torch.save(tensors, path),
+    "wrapped.ckpt": wrapped,
+    "original.ckpt": lambda path, tensors: save_lightning(path, tensors | extras(tensors)),
+    "old.pt": lambda path, tensors: torch.save(tensors, path, _use_new_zipfile_serialization=False),
+    "half.safetensors": lambda path, tensors: save_file({n: t.half() for n, t in tensors.items()}, path),
+    "brain.safetensors": lambda path, tensors: save_file({n: t.bfloat16() for n, t in tensors.items()}, path),
+    "half.ckpt": lambda path, tensors: torch.save({n: t.half() for n, t in tensors.items()}, path),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*predicts v")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_single_file_gives_the_same_networks(tmp_path, name, kind):
+    FORMS[name](tmp_path / name, single_file(kind))
+    write_merges(tmp_path)
+    assert_same_weights(load_checkpoint(tmp_path / name), kind)
+
+
+def test_both_spellings_of_the_text_encoders_prefix(tmp_path):
+    for inner in ("text_model.", ""):
+        position_ids = {f"cond_stage_model.transformer.{inner}embeddings.position_ids": torch.arange(77)[None]}
+        save_file(single_file("1.x", inner) | position_ids, tmp_path / "x.safetensors")
+        write_merges(tmp_path)
+        assert_same_weights(load_checkpoint(tmp_path / "x.safetensors"), "1.x")
+
+
+@pytest.mark.filterwarnings("ignore:.*predicts v")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_file_and_a_folder_give_the_picture_of_diffusers(tmp_path, kind):
+    """From the same weights and the same first noise: 4 steps of DDIM, guidance 7.5, float32."""
+    save_folder(tmp_path / "folder", kind)
+    save_file(single_file(kind), tmp_path / "x.safetensors")
+    write_merges(tmp_path)
+    expected = their_picture(pipeline(kind))
+    assert expected.std() > 10
+    for path in (tmp_path / "folder", tmp_path / "x.safetensors"):
+        assert np.abs(our_picture(load_checkpoint(path)) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_learned_word_the_picture_is_that_of_diffusers_too(tmp_path, kind):
+    save_folder(tmp_path, kind)
+    generator = torch.Generator().manual_seed(7)
+    save_embeddings(tmp_path / "word.safetensors", {"<word>": torch.randn(2, 128, generator=generator)})
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    prompt = "a photo of a <word> on a blue background"
+    without = their_picture(pipe, prompt)
+    pipe.load_textual_inversion(tmp_path / "word.safetensors", token="<word>")
+    expected = their_picture(pipe, prompt)
+    assert np.abs(expected - without).max() > 10
+
+    model = load_checkpoint(tmp_path)
+    vectors = with_word(model, load_embeddings(tmp_path / "word.safetensors", 128))
+    assert np.abs(our_picture(model, prompt, vectors) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_gives_nearly_the_same_picture(tmp_path, kind, dtype):
+    save_folder(tmp_path, kind)
+    model = load_checkpoint(tmp_path, dtype=dtype)
+    assert {p.dtype for module in model.modules() for p in module.parameters()} == {dtype}
+    assert np.abs(our_picture(model) - our_picture(load_checkpoint(tmp_path))).mean() < 6
+
+
+def test_weights_are_mapped_and_not_copied_when_they_are_in_the_asked_dtype_already(tmp_path):
+    """What is on disk in float32 stays there until it is used: the file's numbers are the model's."""
+    save_file(single_file("1.x"), tmp_path / "x.safetensors")
+    write_merges(tmp_path)
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    mapped = checkpoint.parts["unet"].file.read("model.diffusion_model.out.2.weight")
+    model = checkpoint.load()
+    assert torch.equal(model.unet.out[2].weight, mapped)
+    assert not any(p.is_meta for module in model.modules() for p in module.parameters())
+
+
+# ---- another autoencoder ----
+
+
+def other_autoencoder() -> dict[str, torch.Tensor]:
+    return {name: tensor + 0.25 for name, tensor in autoencoder_file("1.x").items()}
+
+
+VAES = {
+    "vae.safetensors": lambda path: save_file(other_autoencoder(), path),
+    "vae.ckpt": lambda path: torch.save(
+        {"state_dict": other_autoencoder() | {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.zeros(())}}, path
+    ),
+    "whole.safetensors": lambda path: save_file(
+        single_file("1.x") | {f"first_stage_model.{name}": p for name, p in other_autoencoder().items()}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_another_autoencoder_is_swapped_in(tmp_path, name):
+    save_folder(tmp_path / "folder", "1.x")
+    VAES[name](tmp_path / name)
+    model = load_checkpoint(tmp_path / "folder", vae=tmp_path / name)
+    expected = other_autoencoder()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in model.autoencoder.state_dict().items())
+    weights, expected = weights_of(model), in_our_names("1.x")
+    assert all(torch.equal(weights[key], expected[key]) for key in weights if not key.startswith("first_stage_model."))
+
+
+def test_a_diffusers_folder_of_an_autoencoder_is_swapped_in_with_its_own_scale(tmp_path):
+    save_folder(tmp_path / "folder", "1.x")
+    vae = tmp_path / "folder" / "vae"
+    config = json.loads((vae / "config.json").read_text())
+    (tmp_path / "ft-mse").mkdir()
+    (tmp_path / "ft-mse" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    (vae / "diffusion_pytorch_model.safetensors").rename(tmp_path / "ft-mse" / "diffusion_pytorch_model.safetensors")
+    save_file(single_file("1.x"), tmp_path / "x.safetensors")
+    write_merges(tmp_path)
+    model = load_checkpoint(tmp_path / "x.safetensors", vae=tmp_path / "ft-mse")
+    assert_same_weights(model, "1.x")
+    assert model.scale == 0.5
+
+
+def test_an_autoencoder_of_our_own_format_brings_its_configuration(tiny):
+    model = load_checkpoint(WEIGHTS, vae=WEIGHTS / "model.safetensors")
+    assert model.autoencoder.config == tiny.autoencoder.config and model.scale == tiny.scale
+
+
+@pytest.mark.parametrize(
+    "name, tensors, message",
+    [
+        ("e.safetensors", {"S*": torch.zeros(2, 768)}, "holds no autoencoder; expected a VAE file"),
+        (
+            "d.safetensors",
+            {"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(3, 3)},
+            "is one part of a diffusers folder; give the folder with its config.json as --vae",
+        ),
+        ("cut.safetensors", {"encoder.conv_in.weight": torch.zeros(3, 3)}, "lacks weights that tell its sizes"),
+    ],
+)
+def test_what_is_no_autoencoder_is_refused(run, tmp_path, name, tensors, message):
+    save_file(tensors, tmp_path / name)
+    assert message in run("sample.py", "--prompt", "a", "--vae", tmp_path / name).error
+
+
+def test_an_autoencoder_of_another_family_is_refused(run, tmp_path):
+    save_file(autoencoder_file("1.x"), tmp_path / "vae.safetensors")
+    error = run("sample.py", "--prompt", "a", "--vae", tmp_path / "vae.safetensors").error
+    assert "makes latents of 4 channels, expected 12" in error and "choose another --vae" in error
+
+
+# ---- the tokenizer's merges ----
+
+
+def test_merges_are_the_folders_own_then_those_beside_the_file_then_those_in_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoint"
+    for name in ("tokenizer", "../weights/tokenizer"):
+        (folder / name).mkdir(parents=True)
+    names = ["tokenizer/merges.txt", "merges.txt", "bpe_simple_vocab_16e6.txt.gz", "tokenizer/tokenizer.json"]
+    places = [*(folder / name for name in names), Path("weights/tokenizer/merges.txt"), Path("weights/merges.txt")]
+    for place in places:
+        place.touch()
+    for place in places:  # the best of those that are left, again and again
+        assert find_merges(folder) == find_merges(folder / "x.safetensors") == place
+        place.unlink()
+    assert find_merges(folder) is None
+
+
+def test_without_merges_the_error_says_which_command_gets_them(run, tmp_path):
+    save_file(single_file("1.x"), tmp_path / "x.safetensors")
+    error = run("sample.py", "--prompt", "a", "--weights", tmp_path / "x.safetensors").error
+    command = "hf download stable-diffusion-v1-5/stable-diffusion-v1-5 tokenizer/merges.txt --local-dir weights"
+    assert f"no merges.txt with {tmp_path / 'x.safetensors'}" in error and error.endswith(command)
+
+
+def test_a_missing_checkpoint_is_an_error_that_says_which_command_gets_one(run, tmp_path):
+    error = run("sample.py", "--prompt", "a", "--weights", tmp_path / "none").error
+    assert "no checkpoint at" in error and "hf download stable-diffusion-v1-5/stable-diffusion-v1-5 v1-5" in error
+
+
+def test_a_folder_of_one_file_needs_no_more_than_its_name(run, tmp_path):
+    save_file(single_file("1.x"), tmp_path / "v1-5-pruned-emaonly.safetensors")
+    write_merges(tmp_path)
+    assert_same_weights(load_checkpoint(tmp_path), "1.x")
+    save_file(single_file("1.x"), tmp_path / "other.safetensors")
+    error = run("sample.py", "--prompt", "a", "--weights", tmp_path).error
+    assert "found other.safetensors, v1-5-pruned-emaonly.safetensors; name the file" in error
+
+
+def test_the_tokenizer_json_of_newer_folders_has_the_same_merges(tmp_path):
+    pipeline("1.x").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer" / "merges.txt").unlink(missing_ok=True)
+    assert open_checkpoint(tmp_path).merges == tmp_path / "tokenizer" / "tokenizer.json"
+    assert load_checkpoint(tmp_path).tokenizer.merges == load_checkpoint(WEIGHTS).tokenizer.merges
+
+
+# ---- files that are not as they should be ----
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(KEY), f"lacks {KEY}; expected a whole checkpoint, copy it again"),
+        (lambda t: t.update({f"{KEY}2": torch.zeros(1)}), f"holds {KEY}2, which is not known"),
+        (lambda t: t.update({"extra.weight": torch.zeros(1)}), "holds extra.weight, which is not known"),
+        (lambda t: t.update({TO_Q: t[TO_Q][:5].clone()}), r"to_q.weight is \(5, 32\), expected \(32, 32\)"),
+        (lambda t: t.update({TO_Q: t[TO_Q][None].clone()}), r"to_q.weight is \(1, 32, 32\), expected \(32, 32\)"),
+        (lambda t: t.update({KEY: t[KEY].to(torch.int8)}), r"holds (I8|int8), expected one of .*not quantised"),
+        (lambda t: t.update({KEY: t[KEY] * torch.nan}), f"{KEY} holds NaN or infinite values as float32"),
+        (lambda t: t.update({KEY: t[KEY] + torch.inf}), f"{KEY} holds NaN or infinite values as float32"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_file_that_is_not_as_it_should_be_is_refused_in_one_line(tmp_path, suffix, change, message):
+    tensors = single_file("1.x")
+    change(tensors)
+    path = tmp_path / f"x.{suffix}"
+    save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
+    write_merges(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_numbers_too_large_for_float16_are_pointed_out(tmp_path):
+    save_file(single_file("1.x") | {KEY: torch.full((4,), 1e5)}, tmp_path / "x.safetensors")
+    write_merges(tmp_path)
+    with pytest.raises(InputError, match=r"infinite values as float16, expected finite ones; .* try --dtype bfloat16"):
+        load_checkpoint(tmp_path / "x.safetensors", dtype=torch.float16)
+    assert load_checkpoint(tmp_path / "x.safetensors", dtype=torch.bfloat16).unet.out[2].bias[0] > 9e4
+
+
+# ---- python -m tinyldm.checkpoint FILE ----
+
+
+def test_a_checkpoint_is_described_in_a_few_lines(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    tensors = single_file("2.x")
+    tensors = {name: tensor.half() if name != KEY else tensor for name, tensor in tensors.items()}
+    save_file(tensors | extras(tensors), path)
+    write_merges(tmp_path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(checkpoint.KNOWN, digest, "a-public-name.safetensors")
+    checkpoint.main([str(path)])
+    out = capsys.readouterr().out
+    unet = sum(p.numel() for p in pipeline("2.x").unet.parameters())
+    for part in (
+        f"{path}: single file",
+        "pictures 768x768",
+        "predicts v, known from a guess",
+        f"unet {unet:,}",
+        "float16 (",
+        "float32 (1 tensors)",
+        "the moving average of training",
+        "the noise schedule, computed here",
+        "the last layer, which 2.x leaves out",
+        "CLIP's comparison with pictures",
+        f"{path.stat().st_size:,} bytes, sha256 {digest}, the public a-public-name.safetensors",
+        "merges.txt: ",
+    ):
+        assert part in out, part
+    assert len(out.splitlines()) < 15
+
+
+def test_every_layout_is_described(tmp_path, capsys):
+    save_folder(tmp_path, "1.x")
+    checkpoint.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert f"{tmp_path}: diffusers folder" in out and "known from scheduler_config.json" in out
+    checkpoint.main([str(WEIGHTS)])
+    out = capsys.readouterr().out
+    assert "model.safetensors: tinyldm checkpoint" in out and "pictures 64x64" in out
+
+
+def test_what_can_not_be_described_is_refused_in_one_line(run_process, tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(b"no checkpoint")
+    outcome = run_process("-m", "tinyldm.checkpoint", tmp_path / "x.ckpt")
+    assert outcome.returncode == 2 and outcome.stdout == ""
+    assert len(outcome.stderr.splitlines()) == 1 and "neither a safetensors nor a PyTorch file" in outcome.stderr
+
+
+def test_the_public_files_are_known_by_their_hashes():
+    assert all(len(digest) == 64 and int(digest, 16) for digest in checkpoint.KNOWN)
+    assert "v1-5-pruned-emaonly.safetensors" in checkpoint.KNOWN.values()
+
+
+def test_the_hash_of_a_folder_is_that_of_its_files(tmp_path):
+    save_folder(tmp_path, "1.x")
+    before = checkpoint_hash(tmp_path)
+    assert before == checkpoint_hash(tmp_path) and len(before) == 64
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, file)
+    assert checkpoint_hash(tmp_path) != before

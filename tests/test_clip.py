@@ -385,10 +385,10 @@ def test_a_file_with_the_text_tower_alone_is_refused(written):
 
 def test_other_files_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing.safetensors"):
-        with pytest.raises(InputError, match=f"{path} can't be read.*expected the file of both towers"):
+        with pytest.raises(InputError, match=f"{path} can't be read.*expected a file of weights"):
             load_clip(path)
     (tmp_path / "clip.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(InputError, match="can't be read as safetensors"):
+    with pytest.raises(InputError, match="neither a safetensors nor a PyTorch file"):
         load_clip(tmp_path / "clip.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", metadata={"tinyldm": '{"unet": {}}'})
     with pytest.raises(InputError, match="does not say its sizes"):

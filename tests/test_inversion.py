@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from conftest import WEIGHTS
 
-from tinyldm import InputError
+from tinyldm import InputError, inversion
+from tinyldm.checkpoint import load_checkpoint
 from tinyldm.inversion import (
     TEMPLATES,
     Batch,
@@ -133,3 +135,26 @@ def test_a_batch_is_drawn_anew_from_the_posterior(tiny):
     assert first.t.min() >= 0 and first.t.max() < 1000 and set(first.captions) == {"a", "b"}
     again = draw_batch(mean, log_variance, ["a", "b"], 1000, 64, torch.Generator().manual_seed(0))
     assert torch.equal(first.z_0, again.z_0) and first.captions == again.captions
+
+
+def gradient(dtype, size=1.0):
+    """Of a new word's vectors, the loss times `size`, with the tiny checkpoint in this dtype."""
+    model = load_checkpoint(WEIGHTS, dtype=dtype)
+    vectors = new_concept(model, "S*", "heart").learns()
+    (size * inversion_loss(model, a_batch(["a photo of a S*", "two S* next to a circle"]), vectors)).backward()
+    assert vectors.dtype == vectors.grad.dtype == torch.float32
+    return vectors.grad
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.bfloat16, 0.2), (torch.float16, 0.02)])
+def test_frozen_weights_of_half_precision_give_nearly_the_same_gradient(dtype, limit):
+    expected = gradient(torch.float32)
+    assert (gradient(dtype) - expected).norm() < limit * expected.norm()
+
+
+def test_in_float16_small_gradients_survive_by_the_loss_scale(monkeypatch):
+    """A picture of 512 pixels has 20 times as many latents as the tiny model's, and smaller gradients by as much."""
+    expected = gradient(torch.float32, size=1e-3)
+    assert (gradient(torch.float16, size=1e-3) - expected).norm() < 0.05 * expected.norm()
+    monkeypatch.setattr(inversion, "LOSS_SCALE", 1.0)
+    assert (gradient(torch.float16, size=1e-3) - expected).norm() > 0.2 * expected.norm()

@@ -9,8 +9,11 @@ import pytest
 import torch
 from conftest import EXAMPLES, ROOT
 from PIL import Image
+from public import single_file, write_merges
+from safetensors.torch import save_file
 
 from tinyldm import embeddings
+from tinyldm.checkpoint import GET_MERGES, GET_WEIGHTS
 from tinyldm.embeddings import load_embeddings, save_embeddings
 from tinyldm.lab import evaluate, pretrain, world
 from tinyldm.lab.evaluate import word_obeyed
@@ -18,6 +21,11 @@ from tinyldm.lab.evaluate import word_obeyed
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^ {4}((?:pip|python) .+)$", README, re.MULTILINE)
 COMMANDS = [words for line in LINES if (words := shlex.split(line.split("&&")[-1]))[0] == "python"]
+WEIGHTS_README = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+README_DOWNLOADS, DOWNLOADS = (
+    [shlex.split(line) for line in re.findall(r"^ {4}(hf .+)$", text, re.MULTILINE)]
+    for text in (README, WEIGHTS_README)
+)
 SHORT = ["--steps", "4", "--preview-every", "4", "--batch", "2"]
 
 
@@ -38,11 +46,41 @@ def test_the_first_command_and_the_sample_command_do_what_they_promise(run, tmp_
     assert len(list((tmp_path / "outputs" / "samples").glob("0*.png"))) == 24
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words[1] == "train.py"][1:], ids=" ".join)
+def commands(script: str, public: bool) -> list[list[str]]:
+    """README's further commands of a script: of the tiny checkpoint, or of the public one, which nobody has here."""
+    return [words for words in COMMANDS if words[1] == script and ("--weights" in words) == public]
+
+
+@pytest.mark.parametrize("words", commands("train.py", public=False)[1:], ids=" ".join)
 def test_the_other_training_commands_run(run, tmp_path, words):
     (tmp_path / "examples").symlink_to(EXAMPLES)
     steps = words.index("--steps") if "--steps" in words else len(words)
     assert run(*words[1:steps], *words[steps + 2 :], *SHORT).status == 0
+
+
+def test_the_commands_for_a_public_checkpoint_run(run, tmp_path):
+    """With a small random model in the file that README downloads, and small pictures."""
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    (download,) = README_DOWNLOADS
+    folder = tmp_path / download[-1]
+    folder.mkdir(parents=True)
+    save_file(single_file("1.x"), folder / download[3])
+    (folder / download[4]).parent.mkdir()
+    write_merges((folder / download[4]).parent)
+    ((_, train, *training),), ((_, sample, *sampling),) = (commands(s, public=True) for s in ("train.py", "sample.py"))
+    assert training[:2] == sampling[:2] == ["--weights", download[-1]]
+    assert run(train, *training, *SHORT, "--size", 32).status == 0
+    assert run(sample, *sampling, "--height", 32, "--width", 32, "--steps", 2).status == 0
+    assert (tmp_path / "outputs" / "samples" / "0000.png").is_file()
+
+
+def test_the_download_commands_are_those_that_errors_print():
+    lines = [" ".join(words) for words in DOWNLOADS]
+    assert GET_WEIGHTS in lines and GET_MERGES in lines
+    assert all(words in DOWNLOADS for words in README_DOWNLOADS)
+    for program, command, repository, *files, option, folder in DOWNLOADS:
+        assert (program, command, option) == ("hf", "download", "--local-dir")
+        assert repository.count("/") == 1 and files and folder.startswith("weights")
 
 
 def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, monkeypatch, capsys, tmp_path):

@@ -208,9 +208,9 @@ def test_a_truncated_checkpoint(refused, tmp_path):
     (tmp_path / "broken").mkdir()
     whole = (WEIGHTS / "model.safetensors").read_bytes()
     (tmp_path / "broken" / "model.safetensors").write_bytes(whole[:100_000])
-    assert "no readable safetensors checkpoint" in refused("--prompt", PROMPT, "--weights", tmp_path / "broken")
+    assert "no readable safetensors file" in refused("--prompt", PROMPT, "--weights", tmp_path / "broken")
 
 
 def test_a_file_that_is_no_checkpoint(refused, tmp_path):
     save_file({"x": torch.zeros(3)}, tmp_path / "other.safetensors")
-    assert "configuration" in refused("--prompt", PROMPT, "--weights", tmp_path / "other.safetensors")
+    assert "a learned embedding" in refused("--prompt", PROMPT, "--weights", tmp_path / "other.safetensors")

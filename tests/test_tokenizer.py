@@ -327,6 +327,12 @@ def test_of_a_file_as_long_as_clips_only_the_head_is_used(tmp_path):
     assert len(Tokenizer.read(tmp_path / "merges.txt").merges) == CLIP_MERGES
 
 
+@pytest.mark.parametrize("merges", [["i n", "t h"], [["i", "n"], ["t", "h"]]], ids=["old", "new"])
+def test_both_spellings_of_tokenizer_json_are_read(tmp_path, merges):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "merges": merges}}))
+    assert Tokenizer.read(tmp_path / "tokenizer.json").merges == [("i", "n"), ("t", "h")]
+
+
 PACKED = gzip.compress(b'"bpe_simple_vocab_16e6.txt#version: 0.2\ni n\nt h\n' * 100)
 
 
@@ -346,6 +352,12 @@ PACKED = gzip.compress(b'"bpe_simple_vocab_16e6.txt#version: 0.2\ni n\nt h\n' * 
         (PACKED[:2], "cannot be read"),
         (PACKED[:10] + b"broken" + PACKED[16:], "cannot be read"),
         (gzip.compress(b'"bpe_simple_vocab_16e6.txt#version: 0.2\ni n\nt h\n'), "2 merges, the file is cut short"),
+        (gzip.compress(b"#version: 0.2\n" + bytes(20_000_000)), "more than 20,000,000 bytes"),
+        (b"{", "a JSON file without model.merges"),
+        (b'{"model": {"type": "WordPiece"}}', "a JSON file without model.merges"),
+        (b'{"model": {"merges": [3, 4]}}', "a JSON file without model.merges"),
+        (b'{"model": {"merges": []}}', "0 merges, the file is cut short"),
+        (b'{"model": {"merges": ["i n", "hello world"]}}', 'line 3, "hello world", is no merge'),
     ],
 )
 def test_a_file_that_is_not_merges_is_refused_in_one_line(tmp_path, content, message):
@@ -354,7 +366,7 @@ def test_a_file_that_is_not_merges_is_refused_in_one_line(tmp_path, content, mes
         path.write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
         Tokenizer.read(path)
-    assert str(path) in str(error.value) and "expected a merges.txt or" in str(error.value)
+    assert str(path) in str(error.value) and "expected a merges.txt" in str(error.value)
     assert "\n" not in str(error.value)
 
 

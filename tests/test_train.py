@@ -166,11 +166,31 @@ def test_own_templates_are_used(run, tmp_path):
     assert run("train.py", "--images", HEART, *SHORT, "--templates", tmp_path / "mine.txt").status == 0
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_with_frozen_weights_of_half_precision_the_vectors_and_the_optimiser_stay_float32(
+    run, tmp_path, monkeypatch, dtype
+):
+    runs, start = [], train.Run.start
+    monkeypatch.setattr(train.Run, "start", lambda self, images: (runs.append(self), start(self, images)))
+    monkeypatch.setattr(train.Run, "preview", lambda *_: None)  # convolutions in float16 take the CPU a second each
+    (tmp_path / "heart").mkdir()
+    picture = sorted(HEART.glob("*.png"))[0]
+    (tmp_path / "heart" / picture.name).symlink_to(picture)
+    learn = ("train.py", "--images", tmp_path / "heart", *SHORT)
+    assert run(*learn, "--dtype", dtype, "--out", tmp_path / "half").status == 0
+    assert run(*learn, "--out", tmp_path / "whole").status == 0
+    (state,) = runs[0].optimizer.state.values()
+    assert {state[name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+    half, whole = learned(tmp_path / "half"), learned(tmp_path / "whole")
+    assert half.dtype == torch.float32 and not torch.equal(half, half.half().float())
+    assert (half - whole).norm() < 0.02 * whole.norm()
+
+
 def test_fifty_steps_change_the_vectors_and_not_one_weight(run, tmp_path, monkeypatch):
     models = []
 
-    def loaded(*arguments):
-        models.append(load_checkpoint(*arguments))
+    def loaded(*arguments, **options):
+        models.append(load_checkpoint(*arguments, **options))
         return models[-1]
 
     monkeypatch.setattr(train, "load_checkpoint", loaded)

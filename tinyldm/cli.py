@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 
 from tinyldm import InputError
+from tinyldm.schedule import PREDICTIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,7 +85,11 @@ def positive(text: str) -> float:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--weights", type=Path, default=Path("weights/tiny"), metavar="DIR", help="checkpoint (%(default)s)"
+        "--weights", type=Path, default=Path("weights/tiny"), metavar="PATH", help="checkpoint (%(default)s)"
+    )
+    parser.add_argument("--vae", type=Path, metavar="PATH", help="an autoencoder in place of the checkpoint's")
+    parser.add_argument(
+        "--prediction", choices=PREDICTIONS, help="what the UNet was trained to say, if the checkpoint does not tell"
     )
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="same seed, same result (%(default)s)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
@@ -107,7 +112,8 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
     if name != "auto":
         return DTYPES[name]
     if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Older cards compute in bfloat16 too, by detours that are slower than float16.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float32
 
 

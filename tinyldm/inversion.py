@@ -19,6 +19,9 @@ from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from tinyldm.tokenizer import ALPHABET
 
+# A mean over 65,536 latents has gradients of 1e-5 each, and float16 keeps few digits below 6e-5, none below 6e-8. So
+# between the loss and the vectors, which are both float32, gradients of float16 weights are this many times too large.
+LOSS_SCALE = 4096.0
 TEMPLATES = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
 
 
@@ -134,6 +137,18 @@ def inversion_loss(model: LatentDiffusion, batch: Batch, vectors: torch.Tensor) 
     """Equation 2's expectation on one batch: the frozen model's squared error when it reads `vectors` for the word."""
     z_0, eps, t = (x.to(model.device) for x in (batch.z_0, batch.eps, batch.t))
     z_t = model.schedule.add_noise(z_0, eps, t)
+    if model.dtype == torch.float16:
+        vectors = with_gradient_times(1 / LOSS_SCALE, vectors)
     context = model.context(batch.captions, vectors)
-    output = model.unet(z_t.to(model.dtype), t, context)
-    return F.mse_loss(output.float(), model.schedule.target(z_0, eps, t))
+    output = model.unet(z_t.to(model.dtype), t, context).float()
+    if model.dtype == torch.float16:
+        output = with_gradient_times(LOSS_SCALE, output)
+    return F.mse_loss(output, model.schedule.target(z_0, eps, t))
+
+
+def with_gradient_times(factor: float, x: torch.Tensor) -> torch.Tensor:
+    """The same numbers; on its way back through here, the gradient is multiplied by the factor."""
+    x = x.view_as(x)
+    if x.requires_grad:
+        x.register_hook(lambda gradient: factor * gradient)
+    return x

@@ -15,6 +15,7 @@ A placeholder, Textual Inversion's new word (2208.01618, section 4.1), gets ids 
 
 import gzip
 import html
+import json
 import warnings
 import zlib
 from collections import Counter
@@ -33,6 +34,7 @@ from tinyldm.files import write_atomically
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 CLIP_MERGES = 49408 - 512 - 2  # 48,894: CLIP uses only the head of its file of 262,144 merges
+MAX_BYTES = 20_000_000  # of a merges file, unpacked; CLIP's are 3.2 MB
 
 # Special tokens typed out, English contractions, words, single digits, runs of anything else that is not white space.
 SPLIT = regex.compile(
@@ -102,14 +104,30 @@ def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
 
 
 def read_merges(path: str | Path) -> list[tuple[str, str]]:
-    """Read `merges.txt` or CLIP's `bpe_simple_vocab_16e6.txt.gz`, told apart by content: one "left right" a line."""
-    wanted = "expected a merges.txt or CLIP's bpe_simple_vocab_16e6.txt.gz"
+    """Read `merges.txt` or CLIP's `bpe_simple_vocab_16e6.txt.gz`, told apart by content: one "left right" a line.
+
+    Or the `tokenizer.json` of Hugging Face, which newer folders have in their place.
+    """
+    wanted = "expected a merges.txt, CLIP's bpe_simple_vocab_16e6.txt.gz or a tokenizer.json"
     try:
-        data = Path(path).read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:  # a small gzip can unpack to any size
+            raise InputError(f"{path} holds more than {MAX_BYTES:,} bytes; {wanted}")
+        text = data.decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{path}: cannot be read as BPE merges ({reason}); {wanted}") from error
+
+    if text.startswith("{"):
+        try:
+            pairs = json.loads(text)["model"]["merges"]  # each "a b", or of late ["a", "b"]
+            lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path}: a JSON file without model.merges ({error!r}); {wanted}") from error
+        text = "\n".join(["#version: tokenizer.json", *lines])
 
     version, *lines = text.rstrip().split("\n")
     if "#version" not in version:

@@ -1,0 +1,173 @@
+"""Stable Diffusion 1.5 and 2.1 at their full size, with random weights, beside diffusers: pictures, memory, seconds.
+
+    python -m tests.full_size --out /tmp/full-size
+
+Per model it writes a single file and a diffusers folder (9 to 11 GB, deleted again) into --out, and compares in float32
+at 256x256 pixels, with 4 steps of DDIM and guidance 7.5. It takes about 12 GB of memory and some minutes; --small is
+the same with small models, in seconds. Prints a table; the exit status is 1 if a limit is not kept.
+"""
+
+import importlib.util
+import multiprocessing
+import re
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # where pytest finds them, too
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from public import (
+    PROMPT,
+    SHAPES,
+    our_picture,
+    pipeline,
+    save_folder,
+    single_file,
+    their_picture,
+    with_word,
+    write_merges,
+)
+from safetensors.torch import save_file
+
+from tinyldm import cli
+from tinyldm.checkpoint import load_checkpoint
+from tinyldm.embeddings import load_embeddings, save_embeddings
+
+WORD_PROMPT = PROMPT.replace("red star", "<word>")
+LIMIT = 2.0  # of 255, the largest difference of any pixel
+MEMORY = 1.3  # times what the weights take once they are loaded
+SINGLE, FOLDER = "model.safetensors", "folder"
+
+
+def main() -> int:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the files, deleted afterwards")
+    parser.add_argument("--small", action="store_true", help="small models: whether this command itself works")
+    options = parser.parse_args()
+    print("| what | model | measured | limit | |")
+    print("|---|---|---|---|---|")
+    good = True
+    for kind, size in (("1.x", 32), ("2.x", 32)) if options.small else (("1.5", 256), ("2.1", 256)):
+        folder = options.out / kind
+        folder.mkdir(parents=True)
+        try:
+            for what, measured, limit in measurements(folder, kind, size):
+                kept = limit is None or measured <= limit
+                # A small model's files are smaller than the libraries' own needs, so only its pictures count.
+                good &= kept or (options.small and "pixel" not in what)
+                verdict = " | " if limit is None else f"{limit:.2f} | {'kept' if kept else 'NOT KEPT'}"
+                print(f"| {what} | {kind} | {measured:.2f} | {verdict} |", flush=True)
+        finally:
+            shutil.rmtree(folder)
+    return 0 if good else 1
+
+
+def measurements(folder: Path, kind: str, size: int):
+    """Yields (what, measured, limit or None), each measured in a process of its own, so that its memory is its own."""
+    apart(write, folder, kind, size)
+    for name in (SINGLE, FOLDER):
+        plain, word = apart(compare, folder, name, size)
+        yield f"largest pixel difference of 255, {name}", plain, LIMIT
+        yield f"largest pixel difference of 255 with our embedding, {name}", word, LIMIT
+    gigabytes = (folder / SINGLE).stat().st_size / 1e9
+    yield "GB on disk, single file in float32", gigabytes, None
+    ours, theirs = [], []
+    for _ in range(3):  # in turn, so that neither finds more of the file in the page cache; the first round fills it
+        ours.append(apart(load_ours, folder / SINGLE))
+        theirs.append(apart(load_theirs, folder / FOLDER))
+    peak, after, weights, _ = ours[-1]
+    yield "GB of weights in bfloat16", weights, None
+    yield "GB of anonymous memory after loading to bfloat16", after, MEMORY * weights
+    yield "GB of anonymous memory at the peak of it", peak, MEMORY * weights
+    fastest = min(seconds for *_, seconds in theirs)
+    accelerate = "with" if importlib.util.find_spec("accelerate") else "without"
+    yield f"seconds of diffusers' from_pretrained to bfloat16, {accelerate} accelerate", fastest, None
+    yield "GB of anonymous memory at its peak", theirs[-1][0], None
+    yield "seconds to load the single file to bfloat16", min(seconds for *_, seconds in ours), fastest
+
+
+def apart(function, *arguments):
+    # Forked, so that each finds the libraries imported; the parent itself computes nothing and holds no model.
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def write(folder: Path, kind: str, size: int) -> None:
+    """The files, and the pictures of diffusers."""
+    pipe = pipeline(kind)
+    save_folder(folder / FOLDER, kind)
+    prediction = "v" if SHAPES[kind].is_2x else "epsilon"
+    save_file(single_file(kind), folder / SINGLE, metadata={"modelspec.prediction_type": prediction})
+    write_merges(folder, kind)
+    width = SHAPES[kind].text.width
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(7)) / width**0.5
+    save_embeddings(folder / "word.safetensors", {"<word>": vectors})
+    np.save(folder / "plain.npy", their_picture(pipe, size=size))
+    pipe.load_textual_inversion(folder / "word.safetensors", token="<word>")
+    np.save(folder / "word.npy", their_picture(pipe, WORD_PROMPT, size=size))
+
+
+def compare(folder: Path, name: str, size: int) -> tuple[float, float]:
+    """The largest difference of our picture from that of diffusers: of PROMPT, and of one with a learned word."""
+    model = load_checkpoint(folder / name)
+    plain, word = np.load(folder / "plain.npy"), np.load(folder / "word.npy")
+    if plain.std() < 5 or np.abs(plain - word).max() < 5:
+        raise RuntimeError("the random weights make pictures that show nothing; choose other weights")
+    plain_difference = np.abs(our_picture(model, size=size) - plain).max()
+    vectors = with_word(model, load_embeddings(folder / "word.safetensors"))
+    return float(plain_difference), float(np.abs(our_picture(model, WORD_PROMPT, vectors, size=size) - word).max())
+
+
+def load_ours(path: Path) -> tuple[float, float, float, float]:
+    """GB of anonymous memory at the peak and afterwards, both above what it was before; GB of weights; seconds."""
+    with Anonymous() as memory:
+        start = time.perf_counter()
+        model = load_checkpoint(path, dtype=torch.bfloat16)
+        seconds = time.perf_counter() - start
+    weights = sum(p.numel() * p.element_size() for module in model.modules() for p in module.parameters())
+    return memory.peak, memory.after, weights / 1e9, seconds
+
+
+def load_theirs(path: Path) -> tuple[float, float]:
+    """GB of anonymous memory at the peak, above what it was before; seconds."""
+    with Anonymous() as memory:
+        start = time.perf_counter()
+        StableDiffusionPipeline.from_pretrained(
+            path, torch_dtype=torch.bfloat16, safety_checker=None, requires_safety_checker=False
+        )
+        seconds = time.perf_counter() - start
+    return memory.peak, seconds
+
+
+class Anonymous:
+    """`with Anonymous() as memory`: how many GB of anonymous memory (RssAnon) the block added, at most and at last."""
+
+    def __enter__(self) -> "Anonymous":
+        self.before = self.highest = anonymous()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.done.wait(0.005):
+            self.highest = max(self.highest, anonymous())
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self.after = (anonymous() - self.before) / 1e9
+        self.peak = max((self.highest - self.before) / 1e9, self.after)
+
+
+def anonymous() -> int:
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,37 @@
+"""Which device and dtype the scripts choose."""
+
+import pytest
+import torch
+
+from tinyldm import InputError, cli
+
+
+@pytest.mark.parametrize("has_bfloat16, expected", [(True, torch.bfloat16), (False, torch.float16)])
+def test_on_cuda_the_default_is_bfloat16_where_the_card_has_it_and_else_float16(monkeypatch, has_bfloat16, expected):
+    asked = []
+
+    def is_bf16_supported(including_emulation=True):
+        asked.append(including_emulation)
+        return has_bfloat16 or including_emulation  # older cards emulate it
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert cli.choose_dtype("auto", "cuda") == expected
+    assert asked == [False]
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_elsewhere_the_default_is_float32(device):
+    assert cli.choose_dtype("auto", device) == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name, dtype", cli.DTYPES.items())
+def test_a_dtype_that_is_asked_for_is_taken(name, dtype, device):
+    assert cli.choose_dtype(name, device) == dtype
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"--device cuda is not available here; found .*cpu; try --device auto"):
+        cli.choose_device("cuda")
+    assert cli.choose_device("cpu") == "cpu"

@@ -1,0 +1,165 @@
+"""diffusers' folders: every way they are written gives the same networks; what we don't compute is refused."""
+
+import json
+
+import pytest
+import torch
+from public import KINDS, assert_same_weights, pipeline, save_folder
+from safetensors.torch import load_file, save_file
+
+from tinyldm import InputError
+from tinyldm.checkpoint import load_checkpoint
+
+
+def only_safetensors(path, kind):
+    save_folder(path, kind)
+    assert not list(path.rglob("*.bin"))
+
+
+def only_bin(path, kind):
+    save_folder(path, kind, safe_serialization=True)
+    for file in path.rglob("*.safetensors"):
+        name = {"model": "pytorch_model"}.get(file.stem, file.stem)
+        torch.save(load_file(file), file.with_name(f"{name}.bin"))
+        file.unlink()
+
+
+def half_variant(path, kind):
+    save_folder(path, kind, variant="fp16")
+    for file in path.rglob("*.safetensors"):
+        assert ".fp16." in file.name
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+
+
+def sharded(path, kind):
+    save_folder(path, kind, max_shard_size="300KB")
+    assert (path / "unet" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+
+
+def sharded_half_variant(path, kind):
+    save_folder(path, kind, variant="fp16", max_shard_size="300KB")
+    assert list((path / "unet").glob("*index*fp16*.json")) or list((path / "unet").glob("*fp16*index*.json"))
+
+
+def old_attention(path, kind):
+    """As folders of 2022 spell the autoencoder's attention."""
+    save_folder(path, kind)
+    file = path / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    tensors = load_file(file)
+    for new, spelling in old.items():
+        tensors = {name.replace(new, spelling): tensor for name, tensor in tensors.items()}
+    assert "decoder.mid_block.attentions.0.query.weight" in tensors
+    save_file(tensors, file)
+
+
+def old_text_encoder(path, kind):
+    """With `text_model.` and the position ids that transformers wrote before version 5."""
+    save_folder(path, kind)
+    file = path / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
+
+
+WAYS = [only_safetensors, only_bin, half_variant, sharded, sharded_half_variant, old_attention, old_text_encoder]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("write", WAYS, ids=lambda write: write.__name__)
+def test_every_way_a_folder_is_written_gives_the_same_networks(tmp_path, write, kind):
+    write(tmp_path, kind)
+    assert_same_weights(load_checkpoint(tmp_path), kind)
+
+
+def test_safetensors_are_preferred_to_pickles_and_whole_precision_to_half(tmp_path):
+    save_folder(tmp_path, "1.x")
+    unet = tmp_path / "unet"
+    (unet / "diffusion_pytorch_model.bin").write_bytes(b"never opened")
+    (unet / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"never opened")
+    assert_same_weights(load_checkpoint(tmp_path), "1.x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_come_from_the_folders_configurations(tmp_path, kind):
+    save_folder(tmp_path, kind)
+    model = load_checkpoint(tmp_path)
+    assert model.schedule.prediction == {"1.x": "eps", "2.x": "v"}[kind]
+    assert model.tokenizer.pad == {"1.x": "end", "2.x": "zero"}[kind]
+    assert model.defaults.size == 32 and model.scale == 0.18215
+    torch.testing.assert_close(model.schedule.alphas_cumprod, pipeline(kind).scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize("stated, expected", [("epsilon", "eps"), ("v_prediction", "v"), (None, "v")])
+def test_the_scheduler_says_what_is_predicted_and_only_if_it_does_not_the_flag(tmp_path, stated, expected):
+    save_folder(tmp_path, "1.x")
+    change(tmp_path / "scheduler" / "scheduler_config.json", prediction_type=stated)
+    assert load_checkpoint(tmp_path, prediction="v" if stated is None else None).schedule.prediction == expected
+    if stated == "epsilon":
+        with pytest.raises(InputError, match=r"contradicts .*scheduler_config\.json states eps"):
+            load_checkpoint(tmp_path, prediction="v")
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "file, values, message",
+    [
+        ("unet/config.json", {"in_channels": 9}, "is an inpainting model"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time', expected None"),
+        ("unet/config.json", {"act_fn": "mish"}, "act_fn is 'mish', expected 'silu'"),
+        ("unet/config.json", {"resnet_skip_time_act": True}, "resnet_skip_time_act is True, expected False"),
+        ("unet/config.json", {"attention_head_dim": [3, 8]}, "expected the same number at every level"),
+        ("unet/config.json", {"block_out_channels": None}, "incomplete or broken"),
+        ("unet/config.json", {"block_out_channels": [64, 64]}, r"is \(.*\), expected \(.*\) by its configuration"),
+        ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1000000000, expected 1 to 100"),
+        ("text_encoder/config.json", {"hidden_act": "swish"}, "configuration is not one of ours"),
+        ("text_encoder/config.json", {"num_hidden_layers": 4}, "lacks .*layers.3"),
+        ("text_encoder/config.json", {"num_hidden_layers": 2}, "holds .*layers.2.*, which is not known"),
+        ("vae/config.json", {"latent_channels": 16}, "makes latents of 16 channels, expected 4"),
+        ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv is False, expected True"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "expected epsilon or v_prediction"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "unknown kind of schedule 'sigmoid'"),
+    ],
+)
+def test_a_setting_that_we_do_not_compute_is_refused(tmp_path, file, values, message):
+    save_folder(tmp_path, "1.x")
+    change(tmp_path / file, **values)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, '"text"'])
+def test_a_configuration_that_is_none_is_refused(tmp_path, content):
+    save_folder(tmp_path, "1.x")
+    (tmp_path / "unet" / "config.json").write_text(content)
+    refused(tmp_path, r"unet.config\.json")
+
+
+@pytest.mark.parametrize(
+    "folders, message",
+    [
+        (("unet", "vae", "text_encoder", "text_encoder_2", "scheduler"), "is an SDXL folder"),
+        (("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler"), "Stable Diffusion 3 or Flux folder"),
+        (("transformer", "vae", "text_encoder", "scheduler"), "has no unet folder"),
+        (("unet",), "has no vae and no text_encoder and no scheduler folder"),
+    ],
+)
+def test_folders_of_other_models_are_told_apart(tmp_path, folders, message):
+    for name in folders:
+        (tmp_path / name).mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    refused(tmp_path, message)
+
+
+def test_a_part_without_its_weights_is_named(tmp_path):
+    save_folder(tmp_path, "1.x")
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    refused(tmp_path, "vae has no weights; expected diffusion_pytorch_model.safetensors or the like, download it again")
+
+
+def refused(path, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
