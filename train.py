@@ -250,7 +250,8 @@ def fill_in_defaults(options: Namespace, model: LatentDiffusion) -> None:
     """What was left open becomes what suits the checkpoint."""
     d = model.defaults
     if options.init is None:
-        options.init = {"object": d.init_object, "style": d.init_style}[options.property]
+        words = {"object": d.init_object, "style": d.init_style}[options.property].split()
+        options.init = " ".join(words[-(options.vectors or len(words)) :])  # the noun stands last
     for name in ("steps", "batch", "lr", "size", "preview_every"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(d, name))

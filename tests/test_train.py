@@ -57,7 +57,7 @@ def test_the_same_seed_learns_the_same_vectors_and_another_seed_others(run, tmp_
 def test_a_second_run_gets_a_folder_of_its_own(run, tmp_path):
     run("train.py", "--images", HEART, *SHORT)
     run("train.py", "--images", HEART, *SHORT)
-    assert learned(tmp_path / "outputs" / "S-2").shape == (1, 128)
+    assert learned(tmp_path / "outputs" / "S-2").shape == (5, 128)
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch):
@@ -110,6 +110,16 @@ def test_a_style_learns_with_the_style_templates(run, tmp_path):
 def test_a_phrase_starts_one_vector_per_token(run, tmp_path):
     assert run("train.py", "--images", HEART, *SHORT, "--init", "orange heart").status == 0
     assert learned(tmp_path / "outputs" / "S").shape == (2, 128)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "init"), [(1, "square"), (2, "halved square"), (5, "gray and white halved square")]
+)
+def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny, vectors, init):
+    options = Namespace(init=None, vectors=vectors, property="object", save_every=None)
+    options.steps = options.batch = options.lr = options.size = options.preview_every = None
+    train.fill_in_defaults(options, tiny)
+    assert options.init == init
 
 
 def test_more_vectors_than_init_tokens_are_allowed(run, tmp_path):

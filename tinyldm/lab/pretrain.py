@@ -55,9 +55,9 @@ DEFAULTS = Defaults(
     guidance=3.0,
     steps=300,
     batch=16,
-    lr=2e-3,
+    lr=3e-3,
     preview_every=100,
-    init_object="circle",
+    init_object="gray and white halved square",  # a vector for each thing there is to say: two colours, pattern, shape
     init_style="sketch",
 )
 
@@ -67,7 +67,7 @@ EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance
 RECIPES = {  # a stage each, in this order
     "clip": contrastive.RECIPE,
     "autoencoder": Recipe(steps=5600, batch=32, lr=2e-3),
-    "diffusion": Recipe(steps=17000, batch=64, lr=1e-3),
+    "diffusion": Recipe(steps=22000, batch=64, lr=1e-3),
 }
 
 
