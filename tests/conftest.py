@@ -1,10 +1,13 @@
 """Fixtures that several test files share: the tiny checkpoint, and running a script as a user would."""
 
+import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +69,25 @@ def run_process() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     return run_script
+
+
+@contextlib.contextmanager
+def memory_peak() -> Iterator[SimpleNamespace]:
+    """`with memory_peak() as used: …`; then used.bytes is how much more memory the process had at most. Linux only:
+    elsewhere it stays 0."""
+    used = SimpleNamespace(bytes=0)
+    measured = os.access("/proc/self/clear_refs", os.W_OK)
+    if measured:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+        before = highest_memory()
+    yield used
+    if measured:
+        used.bytes = highest_memory() - before
+
+
+def highest_memory() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 @pytest.fixture

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import os
+import pickle
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import WEIGHTS
+from conftest import WEIGHTS, memory_peak
 from diffusers import StableDiffusionPipeline
 from public import (
     KINDS,
@@ -95,6 +98,7 @@ def damaged(tmp_path):
 
 
 KEY = "model.diffusion_model.out.2.bias"
+FC1 = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 TO_Q = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 
 
@@ -386,6 +390,90 @@ def test_numbers_too_large_for_float16_are_pointed_out(tmp_path):
     with pytest.raises(InputError, match=r"infinite values as float16, expected finite ones; .* try --dtype bfloat16"):
         load_checkpoint(tmp_path / "x.safetensors", dtype=torch.float16)
     assert load_checkpoint(tmp_path / "x.safetensors", dtype=torch.bfloat16).unet.out[2].bias[0] > 9e4
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+BIG = {"model_ema.padding": torch.zeros(10_000_000)}  # 40 MB, which nobody reads
+
+
+def a_safetensors(path, change=lambda tensors: None):
+    tensors = single_file("1.x") | BIG
+    change(tensors)
+    save_file(tensors, path)
+
+
+def a_pickle(path, **more):
+    torch.save({"state_dict": single_file("1.x") | BIG, **more}, path)
+
+
+def a_zip_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({"w": 1}))
+        archive.writestr("x/data/0", bytes(10**8))
+
+
+def cut_off(path):
+    a_pickle(path)
+    path.write_bytes(path.read_bytes()[:-10_000])
+
+
+def with_header(path, change):
+    """A safetensors file whose header was tampered with."""
+    a_safetensors(path)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    change(header)
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + whole[8 + length :])
+
+
+def too_far(header):
+    header[KEY]["data_offsets"] = [0, 10**12]
+
+
+def overlapping(header):
+    header[KEY]["data_offsets"] = header["model_ema.padding"]["data_offsets"]
+
+
+HARMFUL = {
+    "a pickle that calls os.system": (lambda p: a_pickle(p, x=Command()), "names posix.system"),
+    "the same, deep inside": (lambda p: a_pickle(p, x=[{"y": (1, [Command()])}]), "names posix.system"),
+    "a zip bomb": (a_zip_bomb, "is a compressed archive"),
+    "a zip that is cut off": (cut_off, "can't be read as a PyTorch file"),
+    "offsets past the end": (lambda p: with_header(p, too_far), "is no readable safetensors file"),
+    "tensors that overlap": (lambda p: with_header(p, overlapping), "is no readable safetensors file"),
+    "a header of 100 MB": (
+        lambda p: with_header(p, lambda h: h.update({"__metadata__": {"x": " " * 10**8}})),
+        "claims a header of 100",
+    ),
+    "NaN": (lambda p: a_safetensors(p, lambda t: t.update({KEY: t[KEY] * torch.nan})), "NaN or infinite"),
+    "inf": (lambda p: a_safetensors(p, lambda t: t.update({KEY: t[KEY] + torch.inf})), "NaN or infinite"),
+    "int8": (lambda p: a_safetensors(p, lambda t: t.update({KEY: t[KEY].to(torch.int8)})), "not quantised"),
+    "a missing key": (lambda p: a_safetensors(p, lambda t: t.pop(KEY)), f"lacks {KEY}"),
+    "an extra key": (lambda p: a_safetensors(p, lambda t: t.update({f"{KEY}2": torch.zeros(1)})), f"holds {KEY}2"),
+    "a transposed shape": (
+        lambda p: a_safetensors(p, lambda t: t.update({FC1: t[FC1].T.contiguous()})),
+        "fc1.weight is (",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_a_harmful_checkpoint_is_one_line_runs_nothing_and_fills_no_memory(run, tmp_path, name):
+    make, complaint = HARMFUL[name]
+    make(tmp_path / "x.ckpt")  # read by what it is, not by its name
+    write_merges(tmp_path)
+    before, size = set(os.listdir(tmp_path)), (tmp_path / "x.ckpt").stat().st_size
+    with memory_peak() as used:
+        error = run("sample.py", "--prompt", "x", "--weights", tmp_path / "x.ckpt").error
+    assert complaint in error
+    assert used.bytes <= max(1.5 * size, 30 * 2**20), f"{used.bytes / 2**20:.0f} MiB for a file of {size / 2**20:.1f}"
+    assert set(os.listdir(tmp_path)) == before  # run works in this folder: nothing executed, nothing written
 
 
 # ---- python -m tinyldm.checkpoint FILE ----

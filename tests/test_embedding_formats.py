@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import memory_peak
 from embedding_files import NAMED, WRITERS, a1111, as_kohya, as_onetrainer, as_paper, hide, photograph, refusal, rows
 from PIL import Image, PngImagePlugin
 from safetensors import safe_open
@@ -423,24 +424,14 @@ def hidden(payload):
     return png(hide(photograph(), payload))
 
 
-def peak(reset=False):
-    """Bytes of memory that this process has had at most since the last reset; Linux only."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 @pytest.mark.parametrize("name", HARMFUL)
 def test_a_harmful_file_is_one_line_and_does_nothing(run, tmp_path, name):
     make, complaint = HARMFUL[name]
     Path("e.pt").write_bytes(make())  # run has changed into an empty folder
     size = Path("e.pt").stat().st_size
-    measure = os.access("/proc/self/clear_refs", os.W_OK)
-    before = peak(reset=True) if measure else 0
-    message = refusal("e.pt")
-    used = peak() - before if measure else 0
+    with memory_peak() as used:
+        message = refusal("e.pt")
     assert complaint in message
-    assert used <= max(1.5 * size, 30 * 2**20), f"{used / 2**20:.0f} MiB for a file of {size / 2**20:.2f}"
+    assert used.bytes <= max(1.5 * size, 30 * 2**20), f"{used.bytes / 2**20:.0f} MiB for a file of {size / 2**20:.2f}"
     assert message in run("sample.py", "--prompt", "x", "--embedding", "e.pt").error
     assert os.listdir() == ["e.pt"]

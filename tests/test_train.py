@@ -86,7 +86,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch
 def test_resume_refuses_other_options_than_the_run_had(run, tmp_path):
     run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o")
     outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o", "--resume", "--lr", 0.1)
-    assert "has lr 0.002, not 0.1" in outcome.error
+    assert "has lr 0.003, not 0.1" in outcome.error
 
 
 def test_resume_can_lengthen_a_run(run, tmp_path):

@@ -18,7 +18,6 @@ Nobody vouches for such files. So nothing in them is executed, and no size is be
 import base64
 import io
 import json
-import pickletools
 import re
 import textwrap
 import warnings
@@ -26,7 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -36,18 +35,13 @@ from torch import Tensor, nn
 
 from tinyldm import InputError
 from tinyldm.tokenizer import ALPHABET, WORD_END
+from tinyldm.weights_files import PLAIN, ZIP, pickled_names
 
-ZIP = b"PK\x03\x04"
 MAX_DESCRIPTION = 2**20  # bytes of a pickle or a safetensors header, where an embedding has some hundred
 MAX_JSON = 2**22  # bytes in a PNG; 75 vectors of width 1280 as text are 2 MB
 MAX_PIXELS = 2**22
 
-# What a pickle of tensors names. weights_only=True passes more, such as bytearray(10**11), which fills the memory.
-PLAIN = re.compile(
-    r"collections OrderedDict|(__builtin__|builtins) set|torch \w+Storage|torch\.nn\.parameter Parameter"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
-    r"|torch\.nn\.modules\.container ParameterDict"
-)
+PARAMETER_DICT = "torch.nn.modules.container ParameterDict"  # the paper's
 
 NAMELESS = ("*", "emb_params", "emp_params")  # keys under which the word itself is not said
 
@@ -98,36 +92,17 @@ def _read_safetensors(path: Path, header: int) -> dict[str, Tensor]:
 
 def _read_pytorch(path: Path, file: io.BufferedReader) -> object:
     file.seek(0)
-    if file.peek(4).startswith(ZIP):
-        archive = zipfile.ZipFile(file)
-        # torch.save never compresses: what unpacks to more than the file has is a bomb.
-        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-            raise InputError(f"{path} unpacks to more bytes than it has, which torch.save never writes: don't trust it")
-        for record in archive.infolist():
-            if record.filename.endswith("data.pkl"):
-                with archive.open(record) as pickle:
-                    _check_pickle(path, pickle)
-    else:
-        for _ in range(5):  # a magic number, a version, the machine, the content, the storages' names; then numbers
-            _check_pickle(path, file)
+    is_zip = file.peek(4).startswith(ZIP)
+    # torch.save never compresses: what unpacks to more than the file has is a bomb.
+    if is_zip and sum(record.file_size for record in zipfile.ZipFile(file).infolist()) > path.stat().st_size:
+        raise InputError(f"{path} unpacks to more bytes than it has, which torch.save never writes: don't trust it")
+    for name in pickled_names(file, MAX_DESCRIPTION):
+        if not (PLAIN.fullmatch(name) or name == PARAMETER_DICT):
+            found = f"names {name.replace(' ', '.')[:100]!r}, expected only the parts of tensors"
+            raise InputError(f"{path} {found}: nothing of it was run; don't trust the file")
     file.seek(0)
     with torch.serialization.safe_globals([nn.ParameterDict]):  # the paper's; to make one runs no code of the file
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _check_pickle(path: Path, pickle: BinaryIO) -> None:
-    """Step through one pickle without executing it; InputError if it names anything but the parts of tensors."""
-    start, strings = pickle.tell(), ["", ""]
-    for operation, argument, position in pickletools.genops(pickle):
-        if position - start > MAX_DESCRIPTION:
-            raise InputError(f"{path} has a pickle of more than {MAX_DESCRIPTION} bytes: this is no embedding file")
-        if isinstance(argument, str):
-            strings = [strings[1], argument]
-        # The three ways to name a function or class; the last takes the two strings before it.
-        named = {"GLOBAL": argument, "INST": argument, "STACK_GLOBAL": " ".join(strings)}.get(operation.name)
-        if named and not PLAIN.fullmatch(named):
-            found = f"names {named.replace(' ', '.')[:100]!r}, expected only the parts of tensors"
-            raise InputError(f"{path} {found}: nothing of it was run; don't trust the file")
 
 
 def _read_png(path: Path) -> object:

@@ -5,12 +5,14 @@ until `read` asks for them. Nothing in a file is ever executed: a pickle may nam
 """
 
 import json
+import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +23,18 @@ from tinyldm import InputError
 MAX_HEADER_BYTES = 10_000_000
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and PyTorch's
 LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+ZIP = b"PK\x03\x04"
 COPY_AGAIN = "if it is cut off, copy it again"
+# What a pickle of tensors names. weights_only=True passes more, such as bytearray(10**11), which fills the memory.
+PLAIN = re.compile(
+    r"collections OrderedDict|(__builtin__|builtins) set|torch \w+Storage|torch\.nn\.parameter Parameter"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
+)
+# And beside them the rest of a training run: the settings and counters of its optimizer.
+TRAINING = re.compile(
+    rf"torch (Size|device|bool|b?float\d+|u?int\d+)|collections (defaultdict|Counter)|(__builtin__|builtins) dict"
+    rf"|{re.escape(LIGHTNING_CALLBACK.replace('.ModelCheckpoint', ' ModelCheckpoint'))}"
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,10 @@ def load_pickle(path: Path) -> object:
     try:
         if is_zip:
             check_zip(path)
+        with open(path, "rb") as file:
+            for name in pickled_names(file):
+                if not (PLAIN.fullmatch(name) or TRAINING.fullmatch(name)):
+                    raise InputError(f"{path} {why_not('GLOBAL ' + name.replace(' ', '.'))}")
         stand_ins = [(LightningCallback, LIGHTNING_CALLBACK)]
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -140,13 +157,44 @@ def check_zip(path: Path) -> None:
         raise InputError(f"{path} claims more bytes than it has; {COPY_AGAIN}")
 
 
+def pickled_names(file: BinaryIO, most: int = MAX_HEADER_BYTES) -> Iterator[str]:
+    """The functions and classes that a file of torch.save names, as "module name", without executing any of it.
+
+    most: bytes of a pickle; ValueError if one is longer.
+    """
+    file.seek(0)
+    if file.read(4) == ZIP:  # as PyTorch tells them, for a file can be both
+        archive = zipfile.ZipFile(file)
+        for record in archive.namelist():
+            if record.endswith("data.pkl"):
+                with archive.open(record) as pickle:
+                    yield from names_in(pickle, most)
+    else:
+        file.seek(0)
+        for _ in range(5):  # a magic number, a version, the machine, the content, the storages' names; then numbers
+            yield from names_in(file, most)
+
+
+def names_in(pickle: BinaryIO, most: int) -> Iterator[str]:
+    start, strings = pickle.tell(), ["", ""]
+    for operation, argument, position in pickletools.genops(pickle):
+        if position - start > most:
+            raise ValueError(f"a pickle of more than {most} bytes")
+        if isinstance(argument, str):
+            strings = [strings[1], argument]
+        # The three ways to name a function or class; the last takes the two strings before it.
+        named = {"GLOBAL": argument, "INST": argument, "STACK_GLOBAL": " ".join(strings)}.get(operation.name)
+        if named:
+            yield named
+
+
 def why_not(message: str) -> str:
     """PyTorch's paragraphs on a pickle that it did not load, as half a line."""
     if match := re.search(r"GLOBAL ([\w.]+)", message):
         if match[1].endswith(".ParameterDict"):
             return "holds a ParameterDict, as the paper's embeddings.pt does; give a learned embedding as --embedding"
         return (
-            f"names {match[1]}, which is no tensor: loading it could run code, so it was not loaded; "
+            f"names {match[1]}, no part of plain tensors: loading it could run code, so it was not loaded; "
             "get the .safetensors of this checkpoint"
         )
     reason = message.rpartition("WeightsUnpickler error: ")[2].strip() or "its pickle is broken"
