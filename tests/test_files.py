@@ -1,8 +1,12 @@
 """write_atomically: a reader finds the old content or the new one, never half."""
 
 import os
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tinyldm.files import write_atomically
 
@@ -35,11 +39,19 @@ def test_the_temporary_file_is_hidden_in_the_same_folder_with_the_same_suffix(tm
         temporary.touch()
 
 
-def test_the_file_can_be_read_by_whom_the_umask_lets_read(tmp_path):
+@pytest.mark.parametrize("save", [Path.touch, partial(save_file, {"x": torch.zeros(1)})], ids=["plain", "safetensors"])
+def test_the_file_can_be_read_by_whom_the_umask_lets_read(tmp_path, save):
     before = os.umask(0o022)
     try:
         with write_atomically(tmp_path / "a") as temporary:
-            temporary.touch()
+            save(temporary)
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_block_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(FileNotFoundError), write_atomically(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").read_text() == "old"

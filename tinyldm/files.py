@@ -18,7 +18,11 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)  # what the user's umask says; safetensors makes its files for the owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
