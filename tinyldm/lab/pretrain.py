@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+from tinyldm import cli
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.checkpoint import save_checkpoint
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
@@ -254,4 +255,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
