@@ -70,7 +70,7 @@ RECIPES = {  # a stage each, in this order
     "clip": contrastive.RECIPE,
     "autoencoder": Recipe(steps=5600, batch=32, lr=2e-3),
     "diffusion": Recipe(steps=22000, batch=64, lr=1e-3),
-    "decoder": Recipe(steps=8000, batch=32, lr=1e-3),
+    "decoder": Recipe(steps=6000, batch=32, lr=5e-4),
 }
 
 
