@@ -70,6 +70,8 @@ def main() -> int:
             loss = inversion_loss(model, batch, concept.vectors)
             run.check(loss.item())
             loss.backward()
+            # The last steps are the smallest: the word settles instead of jumping about where it should be.
+            run.optimizer.param_groups[0]["lr"] = options.lr * (1 - run.done / options.steps)
             run.optimizer.step()
             run.optimizer.zero_grad()
 
@@ -275,7 +277,7 @@ def parse_options() -> Namespace:
     add("--templates", type=Path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
     add("--steps", type=cli.whole(1), metavar="N", help="default, as for the next four: what suits the checkpoint")
     add("--batch", type=cli.whole(1), metavar="N")
-    add("--lr", type=cli.positive, metavar="RATE")
+    add("--lr", type=cli.positive, metavar="RATE", help="of the first step; it falls to 0 in a straight line")
     add("--size", type=cli.whole(1), metavar="PIXELS", help="pictures are cropped and resized to this square")
     add("--preview-every", type=cli.whole(1), metavar="N", help="steps between two rows of preview.png")
     add("--save-every", type=cli.whole(1), metavar="N", help="steps between two saves (default: as the previews)")

@@ -4,6 +4,7 @@ import math
 from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -53,6 +54,19 @@ def test_equal_captions_are_no_negatives_of_each_other():
 
 
 # ---- training
+
+
+def test_a_batch_is_made_of_groups_of_one_colour_and_background(world):
+    pictures = world[1] * 20
+    groups = contrastive.groups_alike(pictures)
+    looks = [(picture.things[0].colour, picture.background) for picture in pictures]
+    assert all(i in group and {looks[j] for j in group} == {looks[i]} for i, group in enumerate(groups))
+    for seed in range(10):
+        rows = contrastive.rows_alike(groups, 64, np.random.default_rng(seed))
+        assert len(rows) == len(set(rows.tolist())) == 64
+        assert 4 <= len({looks[i] for i in rows}) <= 6  # of 16 each, but where a group is drawn twice
+    few = contrastive.groups_alike(world[1])
+    assert sorted(contrastive.rows_alike(few, 1000, np.random.default_rng(0))) == list(range(80))
 
 
 def test_a_few_steps_bring_the_loss_down(tmp_path, world, monkeypatch):

@@ -137,6 +137,26 @@ def test_a_batch_is_drawn_anew_from_the_posterior(tiny):
     assert torch.equal(first.z_0, again.z_0) and first.captions == again.captions
 
 
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_pictures_and_timesteps_of_a_batch_are_spread_out_and_all_equally_likely(size):
+    mean = torch.arange(5.0).reshape(5, 1, 1, 1)
+    generator, rows, times = torch.Generator().manual_seed(0), [], []
+    for _ in range(3000):
+        batch = draw_batch(mean, torch.full_like(mean, -100.0), ["a"], 48, size, generator)
+        rows.append(batch.z_0.flatten().round().long())
+        times.append(batch.t)
+        counts = rows[-1].bincount(minlength=5)
+        assert counts.max() - counts.min() <= 1
+        assert [int(t) * size // 48 for t in batch.t] == list(range(size))
+    for drawn, values in ((rows, 5), (times, 48)):
+        shares = torch.cat(drawn).bincount(minlength=values) / (3000 * size)
+        assert len(shares) == values
+        assert (shares - 1 / values).abs().max() < 4 * (1 / values / 3000) ** 0.5
+    if size == 3:  # a picture's timestep is any
+        pairs = torch.stack([torch.cat(rows), torch.cat(times) // 16])
+        assert torch.unique(pairs, dim=1).shape[1] == 15
+
+
 def gradient(dtype, size=1.0):
     """Of a new word's vectors, the loss times `size`, with the tiny checkpoint in this dtype."""
     model = load_checkpoint(WEIGHTS, dtype=dtype)

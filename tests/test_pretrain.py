@@ -3,9 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from tinyldm import InputError
 from tinyldm.checkpoint import load_checkpoint, load_clip
 from tinyldm.lab import evaluate, pretrain
 from tinyldm.lab.captions import TEXT_LENGTH
@@ -78,3 +81,29 @@ def test_the_decoder_stage_changes_the_decoder_and_no_latent(tmp_path):
         name.split(".")[0] for name, w in before.state_dict().items() if not torch.equal(w.half(), after[name].half())
     }
     assert changed == {"post_quant_conv", "decoder"}
+
+
+def test_losses_of_all_stages_so_far_are_drawn(tmp_path, capsys):
+    for stage in ("autoencoder", "diffusion"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "loss.csv").write_text("step,loss,mse\n50,0.5,1\n100,0.25,1\n")
+    pretrain.main(["--out", str(tmp_path), "--losses", str(tmp_path / "losses.png")])
+    with Image.open(tmp_path / "losses.png") as image:
+        assert image.size == (960, 360)  # two panels
+        assert np.asarray(image.convert("L")).min() < 50
+
+
+def test_losses_are_asked_for_before_there_are_any(tmp_path):
+    with pytest.raises(InputError, match=r"found no stage's loss\.csv"):
+        pretrain.main(["--out", str(tmp_path), "--losses", str(tmp_path / "losses.png")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_fiftieth_step_is_a_row_of_the_losses(tmp_path):
+    training = Training(tmp_path / "stage", nn.Linear(1, 1), Recipe(120, 1, 1e-3), 0, "cpu")
+    training.run(lambda *_: {"loss": training.model(torch.ones(1, 1)).square().mean()}, lambda: None, math.inf)
+    again = Training(tmp_path / "stage", nn.Linear(1, 1), Recipe(150, 1, 1e-3), 0, "cpu")
+    again.run(lambda *_: {"loss": again.model(torch.ones(1, 1)).square().mean()}, lambda: None, math.inf)
+    header, *rows = (tmp_path / "stage" / "loss.csv").read_text().splitlines()
+    assert header == "step,loss"
+    assert [row.split(",")[0] for row in rows] == ["50", "100", "150"]

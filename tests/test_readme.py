@@ -104,7 +104,7 @@ def test_the_lab_commands_run(monkeypatch, tmp_path):
     (count,) = [words for words in lab if words[2].endswith("world")]
     world.main(count[3:])
     assert len(list((tmp_path / "world").glob("*.png"))) == 100
-    # evaluate and pretrain, in small, are tested in their own files; here their options must exist.
+    # The others, in small, are tested in their own files; here their options must exist.
     for words in lab:
         with pytest.raises(SystemExit) as stop:
             modules[words[2].rsplit(".", 1)[1]].main([*words[3:], "--help"])
@@ -115,7 +115,7 @@ def test_the_lines_of_the_method_stand_in_the_code():
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = (ROOT / "train.py").read_text() + (ROOT / "tinyldm" / "inversion.py").read_text()
     lines = [line.strip() for line in block.splitlines()]
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert [line for line in lines if line not in code] == []
 
 

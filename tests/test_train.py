@@ -83,10 +83,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch
     assert (parts / "loss.csv").read_text() == (whole / "loss.csv").read_text()
 
 
+def test_the_learning_rate_falls_in_a_straight_line_to_zero(run, tmp_path, monkeypatch):
+    rates, log = [], train.Run.log
+
+    def noting_log(self, loss):
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        log(self, loss)
+
+    monkeypatch.setattr(train.Run, "log", noting_log)
+    run("train.py", "--images", HEART, *SHORT, "--lr", "1e-3", "--out", tmp_path / "o")
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+
+
 def test_resume_refuses_other_options_than_the_run_had(run, tmp_path):
     run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o")
     outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o", "--resume", "--lr", 0.1)
-    assert "has lr 0.003, not 0.1" in outcome.error
+    assert "has lr 0.004, not 0.1" in outcome.error
 
 
 def test_resume_can_lengthen_a_run(run, tmp_path):

@@ -6,6 +6,7 @@ finding the rows v* with which the frozen model best denoises the concept's few 
     v* = argmin_v  E [ || eps - eps_theta(z_t, t, c_theta(y(v))) ||^2 ]
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -125,9 +126,14 @@ def draw_batch(
     size: int,
     generator: torch.Generator,
 ) -> Batch:
-    rows = torch.randint(len(mean), (size,), generator=generator)
+    """All pictures and timesteps are equally likely, but spread out: no picture comes twice while another has not come
+    once, and each of `size` equal parts of the schedule gets one timestep. The mean gradient is that of independent
+    draws; single ones stray less from it.
+    """
+    rounds = [torch.randperm(len(mean), generator=generator) for _ in range(math.ceil(size / len(mean)))]
+    rows = torch.cat(rounds)[:size]
     chosen = torch.randint(len(captions), (size,), generator=generator)
-    t = torch.randint(steps, (size,), generator=generator)
+    t = ((torch.arange(size) + torch.rand(size, generator=generator, dtype=torch.float64)) * steps / size).long()
     noise, eps = torch.randn(2, size, *mean.shape[1:], generator=generator)
     z_0 = mean[rows] + (0.5 * log_variance[rows]).exp() * noise
     return Batch(z_0, eps, t, [captions[i] for i in chosen])

@@ -42,6 +42,7 @@ from tinyldm.tokenizer import Tokenizer
 VISION = CLIPVisionConfig(size=64, patch=8, width=128, layers=4, heads=4)
 PROJECTION = 64
 RECIPE = Recipe(steps=2500, batch=128, lr=1e-3)
+GROUP = 16  # pictures of a batch that are of one colour and background
 MAX_LOGIT_SCALE = math.log(100)  # a temperature below 0.01 makes training unstable (section 2.5)
 
 
@@ -71,6 +72,29 @@ def contrastive_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def groups_alike(pictures: list[Picture]) -> list[np.ndarray]:
+    """For each picture the rows of all those of its colour and background, its own among them."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    looks = [(picture.things[0].colour, picture.background) for picture in pictures]
+    for i, look in enumerate(looks):
+        groups.setdefault(look, []).append(i)
+    return [np.array(groups[look]) for look in looks]
+
+
+def rows_alike(groups: list[np.ndarray], batch: int, draw: np.random.Generator) -> np.ndarray:
+    """A batch of groups that colours and backgrounds do not tell apart, so that shapes, patterns and styles must.
+
+    In a batch drawn blindly colours alone nearly always do, and nothing else is learned. No picture comes twice: its
+    two captions, both true, would count as wrong for each other.
+    """
+    rows: dict[int, None] = {}
+    for i in draw.permutation(len(groups)):
+        rows |= dict.fromkeys(draw.permutation(groups[i])[:GROUP].tolist())
+        if len(rows) >= batch:
+            break
+    return np.array(list(rows)[:batch])
+
+
 def train_clip(
     out: Path, pixels: torch.Tensor, pictures: list[Picture], recipe: Recipe, seed: int, device: str, stop_at: float
 ) -> bool:
@@ -82,13 +106,12 @@ def train_clip(
     tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
     torch.manual_seed(seed)
     training = Training(folder, tiny_clip(tokenizer.vocabulary_size), recipe, seed, device)
-    model = training.model
+    model, groups = training.model, groups_alike(pictures)
 
     def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
         with torch.no_grad():  # here, since the last step may have brought it above
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        # No picture twice: its two captions, both true, would count as wrong for each other.
-        rows = draw.choice(len(pictures), min(recipe.batch, len(pictures)), replace=False)
+        rows = rows_alike(groups, recipe.batch, draw)
         ids = tokenizer([caption(pictures[i], draw) for i in rows]).to(device)
         with autocast(device):
             images = model.image_features(normalize(batch_of(pixels, rows, device)))

@@ -3,6 +3,7 @@
     python -m tinyldm.lab.pretrain                       all stages, then weights/tiny; hours on two cores
     python -m tinyldm.lab.pretrain --stage autoencoder   one stage only
     python -m tinyldm.lab.pretrain --minutes 9           stop after 9 minutes; the same command goes on from there
+    python -m tinyldm.lab.pretrain --losses losses.png   only draw the losses so far (needs matplotlib)
 
 Everything a stage needs to go on lies in runs/tiny/<stage>/, in files of at most 16 MB, besides its losses (loss.csv)
 and sample sheets. The same seed gives the same pictures, captions, timesteps and noise, step by step.
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from tinyldm import cli
+from tinyldm import InputError, cli
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.checkpoint import save_checkpoint
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
@@ -29,7 +30,7 @@ from tinyldm.images import to_images
 from tinyldm.lab import contrastive
 from tinyldm.lab.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer
 from tinyldm.lab.things import Picture
-from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, save_sheet
+from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, plot_losses, save_sheet
 from tinyldm.lab.world import make_pictures
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
@@ -54,9 +55,9 @@ DEFAULTS = Defaults(
     sampler="ddim",
     sampler_steps=25,
     guidance=3.0,
-    steps=300,
+    steps=400,
     batch=16,
-    lr=3e-3,
+    lr=4e-3,
     preview_every=100,
     init_object="gray and white halved square",  # a vector for each thing there is to say: two colours, pattern, shape
     init_style="sketch",
@@ -69,7 +70,7 @@ EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance
 RECIPES = {  # a stage each, in this order
     "clip": contrastive.RECIPE,
     "autoencoder": Recipe(steps=5600, batch=32, lr=2e-3),
-    "diffusion": Recipe(steps=22000, batch=64, lr=1e-3),
+    "diffusion": Recipe(steps=32000, batch=64, lr=1e-3),
     "decoder": Recipe(steps=6000, batch=32, lr=5e-4),
 }
 
@@ -255,6 +256,16 @@ def export(out: Path, folder: Path) -> None:
     save_checkpoint(folder, LatentDiffusion(*parts, scale=1.0, defaults=DEFAULTS))
 
 
+def draw_losses(out: Path, file: Path) -> None:
+    folders = [out / stage for stage in RECIPES if (out / stage / "loss.csv").exists()]
+    if not folders:
+        raise InputError(f"{out}: found no stage's loss.csv, expected what pretraining writes; train first")
+    try:
+        plot_losses(folders, file)
+    except ImportError:
+        raise InputError('matplotlib is not installed, which draws the losses; type pip install -e ".[plot]"') from None
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="states, losses and sheets (%(default)s)")
@@ -265,8 +276,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then; run again to go on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--losses", type=Path, metavar="FILE", help="only draw the losses of all stages so far")
     args = parser.parse_args(argv)
 
+    if args.losses:
+        draw_losses(args.out, args.losses)
+        return
     stop_at = time.monotonic() + 60 * args.minutes
     stages = [*RECIPES, "export"] if args.stage == "all" else [args.stage]
     recipes = {name: Recipe(args.steps or r.steps, r.batch, r.lr) for name, r in RECIPES.items()}

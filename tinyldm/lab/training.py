@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from tinyldm.files import write_atomically
 from tinyldm.images import contact_sheet, save_image
 
 EMA_DECAY = 0.999
@@ -75,6 +76,8 @@ class Training:
                 bar.update()
                 if self.step % 50 == 0:
                     means = {name: float(torch.stack(values).mean()) for name, values in running.items()}
+                    if log.tell() == 0:
+                        rows.writerow(["step", *means])
                     rows.writerow([self.step, *(f"{mean:.5f}" for mean in means.values())])
                     log.flush()
                     bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()})
@@ -191,3 +194,17 @@ def batch_of(pixels: torch.Tensor, rows: np.ndarray, device: str) -> torch.Tenso
 
 def save_sheet(training: Training, rows: list, labels: list[str]) -> None:
     save_image(contact_sheet(rows, labels=labels, tile=64), training.folder / f"step-{training.step:06d}.png")
+
+
+def plot_losses(folders: list[Path], file: Path) -> None:
+    """A picture of the losses of these stages, a panel each. Raises ImportError if matplotlib is not installed."""
+    from matplotlib.figure import Figure  # only this needs it
+
+    figure = Figure(figsize=(4 * len(folders), 3), layout="constrained")
+    for axes, folder in zip(figure.subplots(1, len(folders), squeeze=False)[0], folders, strict=True):
+        with open(folder / "loss.csv", newline="") as rows:
+            points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(rows)]
+        axes.plot(*zip(*points, strict=True), linewidth=0.8)
+        axes.set(title=folder.name, xlabel="step", yscale="log")
+    with write_atomically(file) as temporary:
+        figure.savefig(temporary, dpi=120)

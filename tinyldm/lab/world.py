@@ -183,13 +183,18 @@ EXAMPLES = {  # folder -> what training never saw; all but symmetric, for train.
 }
 
 
+def pictures_of(thing: Thing) -> list[Picture]:
+    """Five pictures to learn a word for the thing from: on dark and light backgrounds, or the word would say dark."""
+    backgrounds = ("blue", "grass", "purple", "gray", "sand", "snow", "brown", "bricks")
+    backgrounds = [background for background in backgrounds if stands_out((thing,), background)]
+    return [Picture((thing,), background, seed=i) for i, background in enumerate(backgrounds[:5])]
+
+
 def write_examples(folder: Path, size: int = 256) -> None:
     """Five pictures each of unseen combinations, of an unseen shape, and of five things in an unseen style."""
     series = {}
     for name, thing in EXAMPLES.items():
-        backgrounds = ("blue", "grass", "purple", "gray", "sand", "brown", "bricks")
-        backgrounds = [background for background in backgrounds if stands_out((thing,), background)]
-        series[name] = [Picture((thing,), background, seed=i) for i, background in enumerate(backgrounds[:5])]
+        series[name] = pictures_of(thing)
     star, heart = Thing("star", "red"), Thing("heart", "pink")
     things = (noun_thing("kite"), star, noun_thing("donut"), heart, noun_thing("turtle"))
     series["blueprint"] = [Picture((thing,), "blue", "blueprint", seed=i) for i, thing in enumerate(things)]
