@@ -1,6 +1,6 @@
-"""Every figure of weights/tiny/README.md: how well the tiny checkpoint does what its prompts and its words say.
+"""The figures that need a judge: how well the tiny checkpoint does what its prompts and its words say.
 
-    python -m tests.report                     all of it; half an hour on two cores
+    python -m tests.report                     all of it, every held-out word too
     python -m tests.report --only prompts      one part: autoencoder, prompts, words or variety
     python -m tests.report --sheet DIR         also write the pictures that were judged, a sheet a question
 
@@ -41,8 +41,8 @@ from tinyldm.lab.things import COLOURS, NOUNS, PATTERNS, PLACES, SHAPES, Picture
 from tinyldm.lab.world import HELD_OUT_COMBINATIONS, make_pictures, pictures_of, stands_out
 from tinyldm.latent_diffusion import LatentDiffusion
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "tiny"
 ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "weights" / "tiny"
 
 Checks = dict[str, Callable[[np.ndarray, dict[str, str]], bool]]  # (pixels, the judge's answers) -> is it so?
 
