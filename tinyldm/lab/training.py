@@ -1,4 +1,4 @@
-"""How every stage of pretraining is trained: AdamW, a moving average of the weights, and files to go on from."""
+"""How every stage of pretraining is trained: Muon, a moving average of the weights, and files to go on from."""
 
 import contextlib
 import csv
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from tinyldm.files import write_atomically
 from tinyldm.images import contact_sheet, save_image
+from tinyldm.lab.muon import Muon
 
 EMA_DECAY = 0.999
 MAX_FILE_BYTES = 16_000_000
@@ -27,7 +28,7 @@ MAX_FILE_BYTES = 16_000_000
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage is trained: AdamW, a short warm-up, then a cosine down to zero."""
+    """How one stage is trained: a short warm-up, then a cosine down to zero."""
 
     steps: int
     batch: int
@@ -41,16 +42,22 @@ class Recipe:
 
 
 class Training:
-    """One stage: parameters, their moving average, the optimiser, and the files to go on from."""
+    """One stage: parameters, their moving average, the optimisers, and the files to go on from."""
 
     def __init__(self, folder: Path, model: nn.Module, recipe: Recipe, seed: int, device: str):
         self.folder, self.recipe, self.seed, self.device = folder, recipe, seed, device
         self.model = model.to(device, memory_format=torch.channels_last)
         self.parameters = dict(self.model.named_parameters())
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-        )
+        # Muon is for matrices. An embedding is a table, of whose rows a step sees few; norms and biases are vectors.
+        tables = {name for name, p in self.parameters.items() if p.ndim < 2 or "embedding" in name}
+        options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        self.optimizers = [
+            Muon([p for name, p in self.parameters.items() if name not in tables], **options),
+            torch.optim.AdamW(
+                [p for name, p in self.parameters.items() if name in tables], betas=(0.9, 0.99), **options
+            ),
+        ]
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "state").exists():
@@ -96,15 +103,16 @@ class Training:
         # Every step has generators of its own, so a resumed run draws what an uninterrupted one would have drawn.
         draw = np.random.default_rng([self.seed, self.step])
         noise = torch.Generator().manual_seed(int(draw.integers(2**62)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(self.step)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
         with sdpa_kernel([SDPBackend.MATH]) if self.device == "cpu" else contextlib.nullcontext():
             # On two cores and 64 positions the plain kernel is a third faster than the fused one.
             losses = loss_of(draw, noise)
             losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         averages = list(self.ema.values())
         torch._foreach_lerp_(averages, [p.detach() for p in self.parameters.values()], 1 - decay)
@@ -127,17 +135,18 @@ class Training:
                 p.copy_(weights[name])
 
     def save(self) -> None:
-        """All state in 16-bit shards of at most 16 MB: four numbers a parameter, so 8M parameters fit in 64 MB."""
+        """All state in 16-bit shards of at most 16 MB: three numbers a parameter, four where Adam trains it."""
         new, current = self.folder / "state.new", self.folder / "state"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        moments = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
+        states = self.optimizers[0].state | self.optimizers[1].state
+        moments = {name: states[p] for name, p in self.parameters.items() if p in states}
         sections = {
             "weights": {k: p.detach().half() for k, p in self.parameters.items()},
             "average": {k: v.half() for k, v in self.ema.items()},
             # The second moments of unused rows are tiny: bfloat16 keeps their exponents where float16 would not.
-            "moment1": {k: m["exp_avg"].bfloat16() for k, m in moments.items() if m},
-            "moment2": {k: m["exp_avg_sq"].bfloat16() for k, m in moments.items() if m},
+            "moment1": {k: m["exp_avg"].bfloat16() for k, m in moments.items()},
+            "moment2": {k: m["exp_avg_sq"].bfloat16() for k, m in moments.items() if "exp_avg_sq" in m},
         }
         for section, tensors in sections.items():
             for i, shard in enumerate(shards(tensors)):
@@ -153,14 +162,14 @@ class Training:
         moment1, moment2 = load_section(self.folder, "moment1"), load_section(self.folder, "moment2")
         self.step = json.loads((self.folder / "state" / "state.json").read_text())["step"]
         self.load(weights)
+        muon, adam = (optimizer.state for optimizer in self.optimizers)
         for name, p in self.parameters.items():
             self.ema[name].copy_(average[name])
             if name in moment1:
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(self.step)),
-                    "exp_avg": torch.empty_like(p).copy_(moment1[name]),
-                    "exp_avg_sq": torch.empty_like(p).copy_(moment2[name]),
-                }
+                (adam if name in moment2 else muon)[p] = {"exp_avg": torch.empty_like(p).copy_(moment1[name])}
+            if name in moment2:
+                adam[p]["step"] = torch.tensor(float(self.step))
+                adam[p]["exp_avg_sq"] = torch.empty_like(p).copy_(moment2[name])
 
 
 def shards(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
