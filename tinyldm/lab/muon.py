@@ -28,7 +28,10 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                state = self.state[p]
+                if "exp_avg" not in state:
+                    state["exp_avg"] = torch.zeros_like(p)
+                average = state["exp_avg"]
                 average.lerp_(p.grad, 1 - group["momentum"])
                 direction = orthogonalized(p.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's momentum
                 p.mul_(1 - group["lr"] * group["weight_decay"])
