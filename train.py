@@ -66,7 +66,7 @@ def main() -> int:
 
             # Add noise to the latents and let the model, which reads the word, say what was added. All it can change
             # to do so better is the word.
-            batch = draw_batch(mean, log_variance, captions, model.schedule.steps, options.batch, run.generator)
+            batch = draw_batch(mean, log_variance, captions, model.schedule, options.batch, run.generator)
             loss = inversion_loss(model, batch, concept.vectors)
             run.check(loss.item())
             loss.backward()

@@ -16,6 +16,7 @@ from tinyldm.inversion import (
     new_concept,
     read_templates,
 )
+from tinyldm.schedule import NoiseSchedule
 
 
 def a_batch(captions, seed=0):
@@ -127,13 +128,13 @@ def test_a_template_file_is_checked(tmp_path):
 def test_a_batch_is_drawn_anew_from_the_posterior(tiny):
     mean, log_variance = torch.zeros(4, 12, 8, 8), torch.full((4, 12, 8, 8), -2.0)
     generator = torch.Generator().manual_seed(0)
-    first, second = (draw_batch(mean, log_variance, ["a", "b"], 1000, 64, generator) for _ in range(2))
+    first, second = (draw_batch(mean, log_variance, ["a", "b"], NoiseSchedule(), 64, generator) for _ in range(2))
     assert first.z_0.shape == first.eps.shape == (64, 12, 8, 8)
     assert abs(first.z_0.std().item() - torch.tensor(-1.0).exp().item()) < 0.01
     assert abs(first.eps.std().item() - 1) < 0.01
     assert not torch.equal(first.z_0, second.z_0) and not torch.equal(first.t, second.t)
     assert first.t.min() >= 0 and first.t.max() < 1000 and set(first.captions) == {"a", "b"}
-    again = draw_batch(mean, log_variance, ["a", "b"], 1000, 64, torch.Generator().manual_seed(0))
+    again = draw_batch(mean, log_variance, ["a", "b"], NoiseSchedule(), 64, torch.Generator().manual_seed(0))
     assert torch.equal(first.z_0, again.z_0) and first.captions == again.captions
 
 
@@ -142,7 +143,7 @@ def test_pictures_and_timesteps_of_a_batch_are_spread_out_and_all_equally_likely
     mean = torch.arange(5.0).reshape(5, 1, 1, 1)
     generator, rows, times = torch.Generator().manual_seed(0), [], []
     for _ in range(3000):
-        batch = draw_batch(mean, torch.full_like(mean, -100.0), ["a"], 48, size, generator)
+        batch = draw_batch(mean, torch.full_like(mean, -100.0), ["a"], NoiseSchedule(steps=48), size, generator)
         rows.append(batch.z_0.flatten().round().long())
         times.append(batch.t)
         counts = rows[-1].bincount(minlength=5)

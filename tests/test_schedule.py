@@ -186,3 +186,13 @@ def test_bad_schedules(options, message):
 def test_unknown_spacing():
     with pytest.raises(InputError, match="leading, linspace"):
         NoiseSchedule().timesteps(10, "trailing")
+
+
+@pytest.mark.parametrize("count", [1, 7, 16, 1500])
+def test_drawn_timesteps_are_spread_out_and_all_equally_likely(count):
+    schedule, generator = NoiseSchedule(steps=1000), torch.Generator().manual_seed(0)
+    drawn = torch.stack([schedule.draw_timesteps(count, generator) for _ in range(60_000 // count)])
+    first = torch.arange(count) * 1000 // count
+    assert ((drawn >= first) & (drawn <= first + 1000 // count + 1) & (drawn < 1000)).all()
+    shares = drawn.flatten().bincount(minlength=1000) / drawn.numel()
+    assert len(shares) == 1000 and (shares - 0.001).abs().max() < 5 * (0.001 / drawn.numel()) ** 0.5

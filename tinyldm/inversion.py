@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from tinyldm import InputError
 from tinyldm.latent_diffusion import LatentDiffusion
+from tinyldm.schedule import NoiseSchedule
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from tinyldm.tokenizer import ALPHABET
 
@@ -122,18 +123,18 @@ def draw_batch(
     mean: torch.Tensor,  # (n, c, h, w), of the latents of the training pictures, on the CPU
     log_variance: torch.Tensor,  # (n, c, h, w)
     captions: list[str],
-    steps: int,  # timesteps of the noise schedule
+    schedule: NoiseSchedule,
     size: int,
     generator: torch.Generator,
 ) -> Batch:
     """All pictures and timesteps are equally likely, but spread out: no picture comes twice while another has not come
-    once, and each of `size` equal parts of the schedule gets one timestep. The mean gradient is that of independent
-    draws; single ones stray less from it.
+    once, and `schedule.draw_timesteps` does as much for the timesteps. The mean gradient is that of independent draws;
+    single ones stray less from it.
     """
     rounds = [torch.randperm(len(mean), generator=generator) for _ in range(math.ceil(size / len(mean)))]
     rows = torch.cat(rounds)[:size]
     chosen = torch.randint(len(captions), (size,), generator=generator)
-    t = ((torch.arange(size) + torch.rand(size, generator=generator, dtype=torch.float64)) * steps / size).long()
+    t = schedule.draw_timesteps(size, generator)
     noise, eps = torch.randn(2, size, *mean.shape[1:], generator=generator)
     z_0 = mean[rows] + (0.5 * log_variance[rows]).exp() * noise
     return Batch(z_0, eps, t, [captions[i] for i in chosen])

@@ -184,7 +184,7 @@ def train_diffusion(
         ids = ids[:, : int((ids != tokenizer.end).sum(dim=1).max()) + 1] if device == "cpu" else ids
         z_0 = means[rows] + deviations[rows] * torch.randn(means[rows].shape, generator=noise)
         eps = torch.randn(z_0.shape, generator=noise)
-        t = torch.randint(SCHEDULE.steps, (len(rows),), generator=noise)
+        t = SCHEDULE.draw_timesteps(len(rows), noise)
         z_t, target = SCHEDULE.add_noise(z_0, eps, t), SCHEDULE.target(z_0, eps, t)
         with autocast(device):
             output = model(z_t.to(device), t.to(device), ids.to(device))
