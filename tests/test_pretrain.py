@@ -54,7 +54,7 @@ def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys):
             "cpu",
         ]
     )
-    for stage in ("clip", "autoencoder", "diffusion", "decoder"):
+    for stage in ("clip", "autoencoder", "diffusion"):
         files = list((tmp_path / "run" / stage / "state").iterdir())
         assert files and max(file.stat().st_size for file in files) <= 16_777_216
     assert sum(file.stat().st_size for file in (tmp_path / "run" / "diffusion" / "state").iterdir()) <= 64 * 2**20
@@ -63,24 +63,6 @@ def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys):
     assert image.size == (64, 64)
     assert (tmp_path / "w" / "model.safetensors").stat().st_size <= 25_000_000
     assert load_clip(tmp_path / "w" / "clip.safetensors").config.text.length == TEXT_LENGTH
-
-
-def test_the_decoder_stage_changes_the_decoder_and_no_latent(tmp_path):
-    recipe, folder = Recipe(2, 4, 1e-3, warmup=1), tmp_path / "diffusion"
-    folder.mkdir()
-    before = pretrain.AutoencoderKL(pretrain.AUTOENCODER)
-    pretrain.save_file(before.state_dict(), folder / "autoencoder.safetensors")
-    array, pictures = make_pictures(16, 0)
-    pretrain.make_tokenizer(pictures, 0).write_merges(folder / "merges.txt")
-    pixels = torch.from_numpy(array)
-    pretrain.train_diffusion(tmp_path, pixels, pictures, Recipe(1, 4, 1e-3), 0, "cpu", math.inf)
-    assert pretrain.train_decoder(tmp_path, pixels, recipe, 0, "cpu", math.inf)
-    pretrain.export(tmp_path, tmp_path / "w")
-    after = load_checkpoint(tmp_path / "w").autoencoder.state_dict()
-    changed = {
-        name.split(".")[0] for name, w in before.state_dict().items() if not torch.equal(w.half(), after[name].half())
-    }
-    assert changed == {"post_quant_conv", "decoder"}
 
 
 def test_losses_of_all_stages_so_far_are_drawn(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""How the tiny checkpoint was made, in SD's own order: CLIP, autoencoder, text encoder and UNet, a finer decoder.
+"""How the tiny checkpoint was made, in SD's own order: CLIP, the autoencoder, then text encoder and UNet.
 
     python -m tinyldm.lab.pretrain                       all stages, then weights/tiny; hours on two cores
     python -m tinyldm.lab.pretrain --stage autoencoder   one stage only
@@ -64,14 +64,12 @@ DEFAULTS = Defaults(
 )
 
 KL_WEIGHT = 1e-3
-SHEET_ROWS = ["pictures", "decoded"]
 EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance needs (arXiv 2207.12598)
 
 RECIPES = {  # a stage each, in this order
     "clip": contrastive.RECIPE,
-    "autoencoder": Recipe(steps=5600, batch=32, lr=2e-3),
-    "diffusion": Recipe(steps=32000, batch=64, lr=1e-3),
-    "decoder": Recipe(steps=6000, batch=32, lr=5e-4),
+    "autoencoder": Recipe(steps=4000, batch=32, lr=2e-3),
+    "diffusion": Recipe(steps=16000, batch=64, lr=2e-3),
 }
 
 
@@ -99,7 +97,7 @@ def train_autoencoder(out: Path, pixels: torch.Tensor, recipe: Recipe, seed: int
         with training.averaged(), torch.no_grad():
             pictures = batch_of(pixels, np.arange(12), device)
             decoded = model.decode(model.encode(pictures)[0])
-        save_sheet(training, [to_images(pictures), to_images(decoded)], SHEET_ROWS)
+        save_sheet(training, [to_images(pictures), to_images(decoded)], ["pictures", "decoded"])
 
     return training.run(loss_of, sheet, stop_at)
 
@@ -204,38 +202,6 @@ def train_diffusion(
     return training.run(loss_of, sheet, stop_at)
 
 
-# ---- A finer decoder
-
-
-def train_decoder(out: Path, pixels: torch.Tensor, recipe: Recipe, seed: int, device: str, stop_at: float) -> bool:
-    """Train the decoder on: L1 + MSE, from latents that stay as they are, so a UNet that knows them need not change.
-
-    Stable Diffusion's own autoencoder was made better after the fact in this way (stabilityai/sd-vae-ft-mse).
-    """
-    autoencoder, _ = load_first_stage(out / "diffusion")
-    autoencoder.to(device, memory_format=torch.channels_last)
-    means, variances = encode_all(autoencoder, pixels, device)
-    deviations = variances.sqrt()
-    decoder = nn.ModuleDict({name: getattr(autoencoder, name) for name in ("post_quant_conv", "decoder")})
-    training = Training(out / "decoder", decoder.requires_grad_(True), recipe, seed, device)
-
-    def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
-        rows = draw.integers(len(pixels), size=recipe.batch)
-        pictures = batch_of(pixels, rows, device)
-        z_0 = means[rows] + deviations[rows] * torch.randn(means[rows].shape, generator=noise)
-        with autocast(device):
-            decoded = autoencoder.decode(z_0.to(device)).float()
-        l1, mse = F.l1_loss(decoded, pictures), F.mse_loss(decoded, pictures)
-        return {"loss": l1 + mse, "mse": mse}
-
-    def sheet() -> None:
-        with training.averaged(), torch.no_grad():
-            decoded = autoencoder.decode(means[:12].to(device))
-        save_sheet(training, [to_images(batch_of(pixels, np.arange(12), device)), to_images(decoded)], SHEET_ROWS)
-
-    return training.run(loss_of, sheet, stop_at)
-
-
 # ---- The checkpoint
 
 
@@ -249,7 +215,6 @@ def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
 def export(out: Path, folder: Path) -> None:
     """The stages' averaged weights, as far as they have come, as one checkpoint in the public key names."""
     autoencoder, tokenizer = load_first_stage(out / "diffusion")
-    autoencoder.load_state_dict(load_section(out / "decoder", "average"), strict=False)  # nothing, before that stage
     denoiser = Denoiser(tokenizer.vocabulary_size)
     denoiser.load_state_dict({k: v.float() for k, v in load_section(out / "diffusion", "average").items()})
     parts = (tokenizer, denoiser.text_encoder, denoiser.unet, autoencoder, SCHEDULE)
@@ -296,8 +261,6 @@ def main(argv: list[str] | None = None) -> None:
             done = train_autoencoder(args.out, pixels, recipes[stage], args.seed, args.device, stop_at)
         elif stage == "diffusion":
             done = train_diffusion(args.out, pixels, pictures, recipes[stage], args.seed, args.device, stop_at)
-        elif stage == "decoder":
-            done = train_decoder(args.out, pixels, recipes[stage], args.seed, args.device, stop_at)
         else:
             export(args.out, args.weights)
             contrastive.export_clip(args.out, args.weights)
