@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import WEIGHTS
 from safetensors import safe_open
 
 from tinyldm import InputError
@@ -15,7 +16,7 @@ from tinyldm.lab import contrastive, training
 from tinyldm.lab.captions import caption
 from tinyldm.lab.scenes import SCENES
 from tinyldm.lab.things import PATTERNS, Picture, Thing, noun_thing
-from tinyldm.lab.world import make_pictures
+from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
 from tinyldm.tokenizer import Tokenizer
 
 
@@ -127,6 +128,15 @@ def test_it_is_not_written_beside_a_diffusion_model_of_another_vocabulary(tmp_pa
     with pytest.raises(InputError, match=r"merges\.txt differs"):
         contrastive.export_clip(tmp_path, tmp_path / "weights")
     assert not (tmp_path / "weights" / "clip.safetensors").exists()
+
+
+def test_the_one_that_comes_with_the_project_is_small_and_ranks_captions():
+    path = WEIGHTS / "clip.safetensors"
+    assert path.stat().st_size <= 8_000_000
+    model = load_clip(path)
+    tokenizer = Tokenizer.read(WEIGHTS / "merges.txt", length=model.config.text.length)
+    array, pictures = make_pictures(150, HELD_OUT_SEED)
+    assert contrastive.ranked_first(model, tokenizer, torch.from_numpy(array), pictures) >= 0.8
 
 
 # ---- the instruments

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tinyldm import embeddings
 from tinyldm.checkpoint import GET_MERGES, GET_WEIGHTS
 from tinyldm.embeddings import load_embeddings, save_embeddings
-from tinyldm.lab import evaluate, pretrain, world
+from tinyldm.lab import contrastive, evaluate, pretrain, world
 from tinyldm.lab.evaluate import word_obeyed
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -98,7 +98,7 @@ def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, monk
 
 def test_the_lab_commands_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    modules = {"world": world, "evaluate": evaluate, "pretrain": pretrain}
+    modules = {"world": world, "evaluate": evaluate, "contrastive": contrastive, "pretrain": pretrain}
     lab = [words for words in COMMANDS if words[1] == "-m" and words[2].startswith("tinyldm.lab.")]
     assert {words[2].rsplit(".", 1)[1] for words in lab} == set(modules)
     (count,) = [words for words in lab if words[2].endswith("world")]
