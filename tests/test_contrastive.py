@@ -1,6 +1,7 @@
 """The tiny CLIP in small: it learns, stops, goes on and is written; the instruments, on answers that are known."""
 
 import math
+from dataclasses import fields
 from itertools import count
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ from tinyldm.checkpoint import load_clip
 from tinyldm.lab import contrastive, training
 from tinyldm.lab.captions import caption
 from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import PATTERNS, Picture, Thing, noun_thing
-from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
+from tinyldm.lab.things import PATTERNS, SHAPES, Picture, Thing, noun_thing
+from tinyldm.lab.world import HELD_OUT_SEED, is_held_out, make_pictures, stands_out
 from tinyldm.tokenizer import Tokenizer
 
 
@@ -57,25 +58,36 @@ def test_equal_captions_are_no_negatives_of_each_other():
 # ---- training
 
 
-def test_a_batch_is_made_of_groups_of_one_colour_and_background(world):
-    pictures = world[1] * 20
-    groups = contrastive.groups_alike(pictures)
-    looks = [(picture.things[0].colour, picture.background) for picture in pictures]
-    assert all(i in group and {looks[j] for j in group} == {looks[i]} for i, group in enumerate(groups))
+def test_siblings_differ_in_what_stands_there_or_the_background_or_the_style(world):
+    rng, seen = np.random.default_rng(0), set()
+    for picture in world[1] * 3:
+        group = contrastive.siblings(picture, rng)
+        assert 6 <= len(set(group)) == len(group) <= contrastive.GROUP
+        differs = {field.name for field in fields(Picture) if len({getattr(one, field.name) for one in group}) > 1}
+        assert differs in ({"things"}, {"background"}, {"style", "things"})
+        seen |= differs
+        for one in group:
+            assert not any(is_held_out(thing) for thing in one.things) and stands_out(one.things, one.background)
+            assert [thing.colour for thing in one.things] == [thing.colour for thing in picture.things]
+            if len(picture.things) == 2:  # two of a kind stay so
+                assert (one.things[0] == one.things[1]) == (picture.things[0] == picture.things[1])
+    assert seen == {"things", "background", "style"}
+
+
+def test_captions_of_siblings_are_in_the_same_words_but_for_what_differs():
+    group = [Picture((Thing(shape, "red"),), "blue") for shape in SHAPES]
     for seed in range(10):
-        rows = contrastive.rows_alike(groups, 64, np.random.default_rng(seed))
-        assert len(rows) == len(set(rows.tolist())) == 64
-        assert 4 <= len({looks[i] for i in rows}) <= 6  # of 16 each, but where a group is drawn twice
-    few = contrastive.groups_alike(world[1])
-    assert sorted(contrastive.rows_alike(few, 1000, np.random.default_rng(0))) == list(range(80))
+        captions = contrastive.captions_of(group, np.random.default_rng(seed))
+        assert len(set(captions)) == len(SHAPES)
+        assert len({text.replace(shape, "x") for text, shape in zip(captions, SHAPES, strict=True)}) == 1
 
 
 def test_a_few_steps_bring_the_loss_down(tmp_path, world, monkeypatch):
     losses, loss_of = [], contrastive.contrastive_loss
     monkeypatch.setattr(contrastive, "contrastive_loss", lambda *args: losses.append(loss_of(*args)) or losses[-1])
-    assert train(tmp_path, world, steps=40)
+    assert train(tmp_path, world, steps=40, batch=64)
     first, last = torch.stack(losses[:5]).mean(), torch.stack(losses[-5:]).mean()
-    assert last < 0.9 * first and last < math.log(16)  # log 16: all captions of the batch alike
+    assert last < 0.95 * first and last < math.log(64)  # log 64: all captions of the batch alike
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, world, monkeypatch):
@@ -87,7 +99,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, world, mo
     clock = count()
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert not train(tmp_path / "parts", world, steps=8, stop_at=5)
-    assert len(asked) == 5 * 16
+    assert 5 * 12 <= len(asked) <= 5 * 16  # a group may be a little smaller
     assert train(tmp_path / "parts", world, steps=8)
     assert asked == expected
     for section in ("weights", "average"):

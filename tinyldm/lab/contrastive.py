@@ -9,7 +9,7 @@ tokenizer, and used to measure: do pictures obey their prompts, and does a learn
 import argparse
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +32,17 @@ from tinyldm.lab.captions import (
     make_tokenizer,
     with_articles,
 )
-from tinyldm.lab.drawing import STYLES
+from tinyldm.lab.drawing import STYLES, draw
 from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import COLOURS, PATTERNS, SHAPES, Picture
+from tinyldm.lab.things import COLOURS, NOUNS, PATTERNS, SHAPES, Picture, choice, noun_thing
 from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, save_sheet
-from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
+from tinyldm.lab.world import HELD_OUT_SEED, is_held_out, make_pictures, random_picture, stands_out
 from tinyldm.tokenizer import Tokenizer
 
 VISION = CLIPVisionConfig(size=64, patch=8, width=128, layers=4, heads=4)
 PROJECTION = 64
-RECIPE = Recipe(steps=2500, batch=128, lr=1e-3)
-GROUP = 16  # pictures of a batch that are of one colour and background
+RECIPE = Recipe(steps=4500, batch=128, lr=2e-3)
+GROUP = 16  # pictures that differ in little; a batch is made of such groups
 MAX_LOGIT_SCALE = math.log(100)  # a temperature below 0.01 makes training unstable (section 2.5)
 
 
@@ -72,33 +72,46 @@ def contrastive_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def groups_alike(pictures: list[Picture]) -> list[np.ndarray]:
-    """For each picture the rows of all those of its colour and background, its own among them."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    looks = [(picture.things[0].colour, picture.background) for picture in pictures]
-    for i, look in enumerate(looks):
-        groups.setdefault(look, []).append(i)
-    return [np.array(groups[look]) for look in looks]
+def siblings(picture: Picture, rng: np.random.Generator) -> list[Picture]:
+    """GROUP pictures that differ in what stands there, in the background or in the style, and are alike in all else.
 
-
-def rows_alike(groups: list[np.ndarray], batch: int, draw: np.random.Generator) -> np.ndarray:
-    """A batch of groups that colours and backgrounds do not tell apart, so that shapes, patterns and styles must.
-
-    In a batch drawn blindly colours alone nearly always do, and nothing else is learned. No picture comes twice: its
-    two captions, both true, would count as wrong for each other.
+    Colours and backgrounds alone tell nearly any two of a batch drawn blindly apart, and then nothing else is learned.
     """
-    rows: dict[int, None] = {}
-    for i in draw.permutation(len(groups)):
-        rows |= dict.fromkeys(draw.permutation(groups[i])[:GROUP].tolist())
-        if len(rows) >= batch:
-            break
-    return np.array(list(rows)[:batch])
+    first, what = picture.things[0], choice(rng, ("look", "look", "background", "style"))
+    if first.noun:
+        looks = [noun_thing(noun, first.size, first.colour) for noun in NOUNS]
+    elif what == "look":
+        colour2 = first.colour2 or choice(rng, COLOURS, [first.colour, picture.background])
+        patterns = [(None, None), *((pattern, colour2) for pattern in PATTERNS)]
+        looks = [replace(first, shape=shape, pattern=p, colour2=c) for shape in SHAPES for p, c in patterns]
+    else:
+        looks = [replace(first, shape=shape) for shape in SHAPES]
+    if what == "background":
+        backgrounds = [name for name in (*COLOURS, *SCENES) if stands_out(picture.things, name)]
+        group = [replace(picture, background=name) for name in backgrounds]
+    else:
+        group = [
+            replace(picture, style=style, things=tuple(look if one == first else one for one in picture.things))
+            for look in looks
+            if stands_out((look,), picture.background) and not is_held_out(look)
+            for style in (STYLES if what == "style" else [picture.style])
+        ]
+    return [group[i] for i in rng.permutation(len(group))[:GROUP]]
+
+
+def captions_of(group: list[Picture], rng: np.random.Generator) -> list[str]:
+    """In the same words, but for what is different."""
+    seed = rng.integers(2**32)
+    return [caption(picture, np.random.default_rng(seed)) for picture in group]
 
 
 def train_clip(
     out: Path, pixels: torch.Tensor, pictures: list[Picture], recipe: Recipe, seed: int, device: str, stop_at: float
 ) -> bool:
-    """Train until done (True) or the clock says stop (False); everything to go on from lies in out/clip."""
+    """Train until done (True) or the clock says stop (False); everything to go on from lies in out/clip.
+
+    Every batch is drawn anew, so that there is nothing to learn by heart.
+    """
     folder = out / "clip"
     if not (folder / "merges.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,15 +119,16 @@ def train_clip(
     tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
     torch.manual_seed(seed)
     training = Training(folder, tiny_clip(tokenizer.vocabulary_size), recipe, seed, device)
-    model, groups = training.model, groups_alike(pictures)
+    model = training.model
 
-    def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
+    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
         with torch.no_grad():  # here, since the last step may have brought it above
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        rows = rows_alike(groups, recipe.batch, draw)
-        ids = tokenizer([caption(pictures[i], draw) for i in rows]).to(device)
+        groups = [siblings(random_picture(rng), rng) for _ in range(recipe.batch // GROUP)]
+        ids = tokenizer([text for group in groups for text in captions_of(group, rng)]).to(device)
+        batch = torch.from_numpy(np.stack([np.asarray(draw(picture)) for group in groups for picture in group]))
         with autocast(device):
-            images = model.image_features(normalize(batch_of(pixels, rows, device)))
+            images = model.image_features(normalize(batch_of(batch, np.arange(len(batch)), device)))
             texts = model.text_features(trimmed(ids, tokenizer))
         logits = model.logits(images.float(), texts.float())
         accuracy = (logits.argmax(dim=1) == torch.arange(len(ids), device=device)).float().mean()
