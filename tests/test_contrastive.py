@@ -16,8 +16,8 @@ from tinyldm.checkpoint import load_clip
 from tinyldm.lab import contrastive, training
 from tinyldm.lab.captions import caption
 from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import PATTERNS, SHAPES, Picture, Thing, noun_thing
-from tinyldm.lab.world import HELD_OUT_SEED, is_held_out, make_pictures, stands_out
+from tinyldm.lab.things import PATTERNS, Picture, Thing, noun_thing
+from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
 from tinyldm.tokenizer import Tokenizer
 
 
@@ -55,31 +55,62 @@ def test_equal_captions_are_no_negatives_of_each_other():
     assert not logits.grad[between].any() and logits.grad[~between].all()
 
 
+def test_near_misses_are_wrong_for_pictures_and_no_captions_to_find_one_for():
+    ids = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 2]])  # the last is a near miss that reads like the second
+    logits = torch.zeros(2, 4, requires_grad=True)
+    loss = contrastive.contrastive_loss(logits, ids)
+    rows, columns = math.log(4) + math.log(3), 2 * math.log(2)
+    assert loss.item() == pytest.approx((rows + columns) / 4)
+    loss.backward()
+    assert logits.grad[1, 3] == 0 and logits.grad[0, 2] > 0 and logits.grad[0, 3] > 0
+
+
 # ---- training
 
 
-def test_siblings_differ_in_what_stands_there_or_the_background_or_the_style(world):
-    rng, seen = np.random.default_rng(0), set()
-    for picture in world[1] * 3:
-        group = contrastive.siblings(picture, rng)
-        assert 6 <= len(set(group)) == len(group) <= contrastive.GROUP
-        differs = {field.name for field in fields(Picture) if len({getattr(one, field.name) for one in group}) > 1}
-        assert differs in ({"things"}, {"background"}, {"style", "things"})
-        seen |= differs
-        for one in group:
-            assert not any(is_held_out(thing) for thing in one.things) and stands_out(one.things, one.background)
-            assert [thing.colour for thing in one.things] == [thing.colour for thing in picture.things]
-            if len(picture.things) == 2:  # two of a kind stay so
-                assert (one.things[0] == one.things[1]) == (picture.things[0] == picture.things[1])
-    assert seen == {"things", "background", "style"}
-
-
-def test_captions_of_siblings_are_in_the_same_words_but_for_what_differs():
-    group = [Picture((Thing(shape, "red"),), "blue") for shape in SHAPES]
+def test_a_batch_is_made_of_groups_of_one_colour_and_background(world):
+    pictures = world[1] * 20
+    groups = contrastive.groups_alike(pictures)
+    looks = [(picture.things[0].colour, picture.background) for picture in pictures]
+    assert all(i in group and {looks[j] for j in group} == {looks[i]} for i, group in enumerate(groups))
     for seed in range(10):
-        captions = contrastive.captions_of(group, np.random.default_rng(seed))
-        assert len(set(captions)) == len(SHAPES)
-        assert len({text.replace(shape, "x") for text, shape in zip(captions, SHAPES, strict=True)}) == 1
+        rows = contrastive.rows_alike(groups, 64, np.random.default_rng(seed))
+        assert len(rows) == len(set(rows.tolist())) == 64
+        assert 4 <= len({looks[i] for i in rows}) <= 6  # of 16 each, but where a group is drawn twice
+    few = contrastive.groups_alike(world[1])
+    assert sorted(contrastive.rows_alike(few, 1000, np.random.default_rng(0))) == list(range(80))
+
+
+def test_a_near_miss_differs_in_one_thing_that_it_shows(world):
+    rng, seen = np.random.default_rng(0), set()
+    for picture in world[1] * 5:
+        miss = contrastive.near_miss(picture, rng)
+        (what,) = (field.name for field in fields(Picture) if getattr(miss, field.name) != getattr(picture, field.name))
+        if what == "things":
+            before, after = picture.things[0], miss.things[0]
+            changed = {
+                field.name for field in fields(Thing) if getattr(before, field.name) != getattr(after, field.name)
+            }
+            assert changed in ({"noun"}, {"shape"}, {"pattern"}, {"pattern", "colour2"})
+            what = min(changed - {"colour2"})
+            if len(picture.things) == 2:  # two of a kind stay so
+                assert (picture.things[0] == picture.things[1]) == (miss.things[0] == miss.things[1])
+        seen.add(what)
+    assert seen == {"noun", "shape", "pattern", "background", "style"}
+
+
+def test_captions_of_near_misses_are_in_the_same_words_as_far_as_it_goes():
+    pictures = [Picture((Thing("star", "red"),), "blue")] * 60
+    captions = contrastive.captions_of(pictures, np.random.default_rng(0))
+    assert len(captions) == 60 * (1 + contrastive.NEAR_MISSES)
+    shapes = 0
+    for own, miss in zip(captions[:60], captions[60:120], strict=True):
+        assert "red star" in own
+        one, other = own.split(), miss.split()
+        if "star" not in other and "red" in other:  # another shape
+            assert len(one) == len(other) and sum(x != y for x, y in zip(one, other, strict=True)) == 1
+            shapes += 1
+    assert shapes
 
 
 def test_a_few_steps_bring_the_loss_down(tmp_path, world, monkeypatch):
@@ -99,7 +130,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, world, mo
     clock = count()
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert not train(tmp_path / "parts", world, steps=8, stop_at=5)
-    assert 5 * 12 <= len(asked) <= 5 * 16  # a group may be a little smaller
+    assert len(asked) == 5 * 16 * (1 + contrastive.NEAR_MISSES)
     assert train(tmp_path / "parts", world, steps=8)
     assert asked == expected
     for section in ("weights", "average"):

@@ -32,17 +32,19 @@ from tinyldm.lab.captions import (
     make_tokenizer,
     with_articles,
 )
-from tinyldm.lab.drawing import STYLES, draw
+from tinyldm.lab.drawing import STYLES
 from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import COLOURS, NOUNS, PATTERNS, SHAPES, Picture, choice, noun_thing
+from tinyldm.lab.things import COLOURS, NOUNS, PATTERNS, SHAPES, Picture, choice
 from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, save_sheet
-from tinyldm.lab.world import HELD_OUT_SEED, is_held_out, make_pictures, random_picture, stands_out
+from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
 from tinyldm.tokenizer import Tokenizer
 
 VISION = CLIPVisionConfig(size=64, patch=8, width=128, layers=4, heads=4)
 PROJECTION = 64
-RECIPE = Recipe(steps=4500, batch=128, lr=2e-3)
-GROUP = 16  # pictures that differ in little; a batch is made of such groups
+RECIPE = Recipe(steps=5000, batch=128, lr=2e-3)
+GROUP = 16  # pictures of a batch that are of one colour and background
+NEAR_MISSES = 2  # captions a picture, besides all those of the batch's other pictures, that are not true of it
+SHIFT = 4  # pixels, at most, by which a batch is moved, so that pictures are not learned by heart
 MAX_LOGIT_SCALE = math.log(100)  # a temperature below 0.01 makes training unstable (section 2.5)
 
 
@@ -60,58 +62,72 @@ def tiny_clip(vocabulary_size: int) -> CLIP:
 
 
 def contrastive_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Symmetric cross-entropy (figure 3): a picture is to pick its caption out of the batch, a caption its picture.
+    """Symmetric cross-entropy (figure 3): a picture is to pick its caption out of all, a caption its picture.
 
-    logits: (b, b), pictures down and captions across; ids: (b, n), the captions. Where two pictures have the same
-    caption, each one's is as right for the other: such pairs are left out of both softmaxes, neither right nor wrong.
+    logits: (b, m), pictures down and captions across, first the pictures' own, then near misses, which are no
+    picture's; ids: (m, n), the captions. Where one reads like another, it is as right for that picture: such pairs are
+    left out of both softmaxes, neither right nor wrong.
     """
-    own = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
-    same = (ids.unsqueeze(0) == ids.unsqueeze(1)).all(dim=-1)
+    b, m = logits.shape
+    own = torch.eye(b, m, dtype=torch.bool, device=ids.device)
+    same = (ids[:b].unsqueeze(1) == ids.unsqueeze(0)).all(dim=-1)
     logits = logits.masked_fill(same & ~own, -math.inf)
-    target = torch.arange(len(ids), device=ids.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    target = torch.arange(b, device=ids.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :b].T, target)) / 2
 
 
-def siblings(picture: Picture, rng: np.random.Generator) -> list[Picture]:
-    """GROUP pictures that differ in what stands there, in the background or in the style, and are alike in all else.
+# Colours and backgrounds alone tell nearly any two pictures of a blindly drawn batch apart, and then nothing else is
+# learned. So a batch is made of groups in which they do not, and every caption has near misses.
 
-    Colours and backgrounds alone tell nearly any two of a batch drawn blindly apart, and then nothing else is learned.
-    """
-    first, what = picture.things[0], choice(rng, ("look", "look", "background", "style"))
-    if first.noun:
-        looks = [noun_thing(noun, first.size, first.colour) for noun in NOUNS]
-    elif what == "look":
-        colour2 = first.colour2 or choice(rng, COLOURS, [first.colour, picture.background])
-        patterns = [(None, None), *((pattern, colour2) for pattern in PATTERNS)]
-        looks = [replace(first, shape=shape, pattern=p, colour2=c) for shape in SHAPES for p, c in patterns]
-    else:
-        looks = [replace(first, shape=shape) for shape in SHAPES]
+
+def groups_alike(pictures: list[Picture]) -> list[np.ndarray]:
+    """For each picture the rows of all those of its colour and background, its own among them."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    looks = [(picture.things[0].colour, picture.background) for picture in pictures]
+    for i, look in enumerate(looks):
+        groups.setdefault(look, []).append(i)
+    return [np.array(groups[look]) for look in looks]
+
+
+def rows_alike(groups: list[np.ndarray], batch: int, rng: np.random.Generator) -> np.ndarray:
+    """The rows of a batch made of groups; none twice, for its two captions would count as wrong for each other."""
+    rows: dict[int, None] = {}
+    for i in rng.permutation(len(groups)):
+        rows |= dict.fromkeys(rng.permutation(groups[i])[:GROUP].tolist())
+        if len(rows) >= batch:
+            break
+    return np.array(list(rows)[:batch])
+
+
+def near_miss(picture: Picture, rng: np.random.Generator) -> Picture:
+    """The picture but for its shape or noun, its pattern, its background or its style (arXiv 2210.01936, section 4)."""
+    what, thing = choice(rng, ("shape", "pattern", "background", "style")), picture.things[0]
     if what == "background":
-        backgrounds = [name for name in (*COLOURS, *SCENES) if stands_out(picture.things, name)]
-        group = [replace(picture, background=name) for name in backgrounds]
+        return replace(picture, background=choice(rng, [*COLOURS, *SCENES], [picture.background]))
+    if what == "style":
+        return replace(picture, style=choice(rng, STYLES, [picture.style]))
+    if thing.noun:
+        other = replace(thing, noun=choice(rng, NOUNS, [thing.noun]))
+    elif what == "shape":
+        other = replace(thing, shape=choice(rng, SHAPES, [thing.shape]))
     else:
-        group = [
-            replace(picture, style=style, things=tuple(look if one == first else one for one in picture.things))
-            for look in looks
-            if stands_out((look,), picture.background) and not is_held_out(look)
-            for style in (STYLES if what == "style" else [picture.style])
-        ]
-    return [group[i] for i in rng.permutation(len(group))[:GROUP]]
+        pattern = choice(rng, [None, *PATTERNS], [thing.pattern])
+        other = replace(thing, pattern=pattern, colour2=thing.colour2 or choice(rng, COLOURS, [thing.colour]))
+    return replace(picture, things=tuple(other if one == thing else one for one in picture.things))
 
 
-def captions_of(group: list[Picture], rng: np.random.Generator) -> list[str]:
-    """In the same words, but for what is different."""
-    seed = rng.integers(2**32)
-    return [caption(picture, np.random.default_rng(seed)) for picture in group]
+def captions_of(pictures: list[Picture], rng: np.random.Generator) -> list[str]:
+    """One caption each; then, NEAR_MISSES times, that of a near miss each, in the same words as far as it goes."""
+    seeds = rng.integers(2**32, size=len(pictures))
+    misses = [near_miss(picture, rng) for _ in range(NEAR_MISSES) for picture in pictures]
+    said = zip([*pictures, *misses], np.tile(seeds, 1 + NEAR_MISSES), strict=True)
+    return [caption(picture, np.random.default_rng(seed)) for picture, seed in said]
 
 
 def train_clip(
     out: Path, pixels: torch.Tensor, pictures: list[Picture], recipe: Recipe, seed: int, device: str, stop_at: float
 ) -> bool:
-    """Train until done (True) or the clock says stop (False); everything to go on from lies in out/clip.
-
-    Every batch is drawn anew, so that there is nothing to learn by heart.
-    """
+    """Train until done (True) or the clock says stop (False); everything to go on from lies in out/clip."""
     folder = out / "clip"
     if not (folder / "merges.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,19 +135,21 @@ def train_clip(
     tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
     torch.manual_seed(seed)
     training = Training(folder, tiny_clip(tokenizer.vocabulary_size), recipe, seed, device)
-    model = training.model
+    model, groups = training.model, groups_alike(pictures)
 
     def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
         with torch.no_grad():  # here, since the last step may have brought it above
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        groups = [siblings(random_picture(rng), rng) for _ in range(recipe.batch // GROUP)]
-        ids = tokenizer([text for group in groups for text in captions_of(group, rng)]).to(device)
-        batch = torch.from_numpy(np.stack([np.asarray(draw(picture)) for group in groups for picture in group]))
+        rows = rows_alike(groups, recipe.batch, rng)
+        ids = tokenizer(captions_of([pictures[i] for i in rows], rng)).to(device)
+        x, y = rng.integers(2 * SHIFT + 1, size=2)
+        batch = F.pad(batch_of(pixels, rows, device), [SHIFT] * 4, mode="replicate")
+        batch = batch[:, :, y : y + VISION.size, x : x + VISION.size]
         with autocast(device):
-            images = model.image_features(normalize(batch_of(batch, np.arange(len(batch)), device)))
+            images = model.image_features(normalize(batch))
             texts = model.text_features(trimmed(ids, tokenizer))
         logits = model.logits(images.float(), texts.float())
-        accuracy = (logits.argmax(dim=1) == torch.arange(len(ids), device=device)).float().mean()
+        accuracy = (logits.argmax(dim=1) == torch.arange(len(rows), device=device)).float().mean()
         return {"loss": contrastive_loss(logits, ids), "accuracy": accuracy}
 
     def sheet() -> None:
