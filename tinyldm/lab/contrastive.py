@@ -228,14 +228,14 @@ def ranked_first(
 def zero_shot(model: CLIP, tokenizer: Tokenizer, pixels: torch.Tensor, prompts: dict[str, list[str]]) -> list[str]:
     """Which of the classes each picture goes with best (section 3.1.4). -> n of the prompts' keys.
 
-    A class is the mean of all its prompts' features, so that what else they say cancels out.
+    A class's prompts are not wordings of one thing, whose features could be averaged, but things of every colour, say,
+    of which the picture shows one. So a class gets the mean probability of its prompts, out of those of all classes.
     """
-    means = [
-        features_of_captions(model, tokenizer, [with_articles(text) for text in texts]).mean(dim=0)
-        for texts in prompts.values()
-    ]
-    similarity = features_of_pictures(model, pixels) @ F.normalize(torch.stack(means), dim=-1).T
-    return [list(prompts)[i] for i in similarity.argmax(dim=1).tolist()]
+    pictures, scores = features_of_pictures(model, pixels), []
+    for texts in prompts.values():
+        captions = features_of_captions(model, tokenizer, [with_articles(text) for text in texts])
+        scores.append(model.logits(pictures, captions).logsumexp(dim=1) - math.log(len(texts)))
+    return [list(prompts)[i] for i in torch.stack(scores, dim=1).argmax(dim=1).tolist()]
 
 
 PLAIN = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
