@@ -41,7 +41,7 @@ from tinyldm.tokenizer import Tokenizer
 
 VISION = CLIPVisionConfig(size=64, patch=8, width=128, layers=4, heads=4)
 PROJECTION = 64
-RECIPE = Recipe(steps=7000, batch=128, lr=2e-3)
+RECIPE = Recipe(steps=9000, batch=128, lr=2e-3)
 GROUP = 16  # pictures of a batch that are of one colour and background
 NEAR_MISSES = 2  # captions a picture, besides all those of the batch's other pictures, that are not true of it
 SHIFT = 4  # pixels, at most, by which a batch is moved, so that pictures are not learned by heart
