@@ -14,6 +14,7 @@ from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from tinyldm.tokenizer import Tokenizer, learn_merges
 
 MEDIUMS = {  # how a caption begins that names the style; the article is put right afterwards
+    "photo": "a photo",
     "sketch": "a sketch",
     "oil painting": "a oil painting",
     "pixel art": "pixel art",

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from dataclasses import asdict, replace
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,24 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from tqdm import tqdm
 
 from tinyldm import InputError, cli
 from tinyldm.checkpoint import load_clip
 from tinyldm.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, normalize
 from tinyldm.files import write_atomically
 from tinyldm.lab.captions import (
-    MEDIUMS,
     SHEET_PROMPTS,
     TEXT_LENGTH,
     WITHOUT_BACKGROUND,
     caption,
     make_tokenizer,
+    medium,
     with_articles,
 )
 from tinyldm.lab.drawing import STYLES
 from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import COLOURS, NOUNS, PATTERNS, SHAPES, Picture, choice
+from tinyldm.lab.things import COLOURS, NOUNS, PATTERNS, SHAPES, VIEWS, Picture, choice
 from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, save_sheet
 from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
 from tinyldm.tokenizer import Tokenizer
@@ -232,29 +234,46 @@ def zero_shot(model: CLIP, tokenizer: Tokenizer, pixels: torch.Tensor, prompts: 
     of which the picture shows one. So a class gets the mean probability of its prompts, out of those of all classes.
     """
     pictures, scores = features_of_pictures(model, pixels), []
-    for texts in prompts.values():
+    for texts in tqdm(prompts.values(), desc="classes", leave=False):
         captions = features_of_captions(model, tokenizer, [with_articles(text) for text in texts])
         scores.append(model.logits(pictures, captions).logsumexp(dim=1) - math.log(len(texts)))
     return [list(prompts)[i] for i in torch.stack(scores, dim=1).argmax(dim=1).tolist()]
 
 
-PLAIN = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+# What there is to tell -> class -> its prompts: the class, said of all that a picture of it may show besides.
 
-# What there is to tell -> class -> its prompts.
+SIZES = ("", "small ", "large ")
+WHERE = ("", " on the left", " on the right", " at the top", " at the bottom")
+PLAIN = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+SURFACES = {"none": list(COLOURS)} | {
+    pattern: [f"{one} and {other} {pattern}" for one, other in permutations(COLOURS, 2)] for pattern in PATTERNS
+}
+MEDIA = {style: [medium(Picture((), "white", style, view=view)) for view in (None, *VIEWS)] for style in STYLES}
+
 PROMPTS: dict[str, dict[str, list[str]]] = {
     "colour": {colour: [f"a photo of a {colour} {shape}" for shape in SHAPES] for colour in COLOURS},
-    "shape": {shape: [f"a photo of a {colour} {shape}" for colour in COLOURS] for shape in SHAPES},
-    "pattern": {"none": [f"a photo of a {thing}" for thing in PLAIN]}
-    | {
-        pattern: [
-            f"a photo of a {colour} and {colour2} {pattern} {shape}"
-            for colour, colour2 in zip(COLOURS, reversed(COLOURS), strict=True)
-            for shape in SHAPES
+    "shape": {
+        shape: [
+            f"a photo of a {size}{surface} {shape}{where}"
+            for surfaces in SURFACES.values()
+            for surface, size, where in product(surfaces, SIZES, WHERE)
         ]
-        for pattern in PATTERNS
+        for shape in SHAPES
     },
-    "scene": {name: [f"a photo of a {thing} {scene.words}" for thing in PLAIN] for name, scene in SCENES.items()},
-    "style": {style: [f"{MEDIUMS.get(style, 'a photo')} of a {thing}" for thing in PLAIN] for style in STYLES},
+    "pattern": {
+        pattern: [f"a photo of a {size}{surface} {shape}" for surface, size, shape in product(surfaces, SIZES, SHAPES)]
+        for pattern, surfaces in SURFACES.items()
+    },
+    "scene": {
+        name: [
+            f"{how} of a {thing} {scene.words}"
+            for style in STYLES
+            if style not in WITHOUT_BACKGROUND
+            for how, thing in product(MEDIA[style], PLAIN)
+        ]
+        for name, scene in SCENES.items()
+    },
+    "style": {style: [f"{how} of a {thing}" for how, thing in product(MEDIA[style], PLAIN)] for style in STYLES},
 }
 
 
