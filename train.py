@@ -53,7 +53,7 @@ def main() -> int:
     concept = start_of(model, options)
     captions = captions_of(model, templates, options.token)
 
-    # Every picture becomes a latent once: the Gaussian that it is encoded to, and its mirror image's.
+    # Every picture becomes a latent once: the Gaussian that it is encoded to.
     mean, log_variance = encode(model, images)
 
     run = Run(options, concept)
@@ -110,12 +110,11 @@ def start_of(model: LatentDiffusion, options: Namespace) -> Concept:
 
 @torch.no_grad()
 def encode(model: LatentDiffusion, images: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures and their mirror images -> mean and log-variance of their latents, each (2 n, c, h, w), on the CPU."""
-    moments = []
-    for image in images:
-        picture = to_tensor(image)
-        moments.append(model.encode(torch.cat([picture, picture.flip(-1)])))
-    means, log_variances = zip(*moments, strict=True)
+    """Pictures -> mean and log-variance of their latents, each (n, c, h, w), on the CPU.
+
+    Mirror images would be as many again, but of a thing that is not symmetric they teach the word both at once.
+    """
+    means, log_variances = zip(*[model.encode(to_tensor(image)) for image in images], strict=True)
     return torch.cat(means).cpu(), torch.cat(log_variances).cpu()
 
 

@@ -1,7 +1,6 @@
 """Pictures: from files to tensors and back, and contact sheets to look at.
 
 In here a picture is a PIL image of mode RGB; the models take tensors (n, 3, height, width) in [-1, 1].
-The mirror image needs no function: tensor.flip(-1).
 """
 
 import math

@@ -174,7 +174,7 @@ def everything() -> Image.Image:
 
 HELD_OUT_SEED = 1_000_003  # of pictures that pretraining, with its seed 0, never drew
 
-EXAMPLES = {  # folder -> what training never saw; all but symmetric, for train.py learns from mirror images too
+EXAMPLES = {  # folder -> what training never saw
     "checkered-heart": Thing("heart", "orange", "checkered", "black"),
     "striped-circle": Thing("circle", "teal", "striped", "white"),
     "dotted-cross": Thing("cross", "pink", "dotted", "black"),
