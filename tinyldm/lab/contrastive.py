@@ -43,9 +43,10 @@ from tinyldm.tokenizer import Tokenizer
 
 VISION = CLIPVisionConfig(size=64, patch=8, width=128, layers=4, heads=4)
 PROJECTION = 64
-RECIPE = Recipe(steps=9000, batch=128, lr=2e-3)
+RECIPE = Recipe(steps=14000, batch=128, lr=2e-3)
 GROUP = 16  # pictures of a batch that are of one colour and background
 NEAR_MISSES = 2  # captions a picture, besides all those of the batch's other pictures, that are not true of it
+WAYS_TO_MISS = ("shape", "shape", "pattern", "pattern", "background", "style")  # the harder to see, the oftener
 SHIFT = 4  # pixels, at most, by which a batch is moved, so that pictures are not learned by heart
 MAX_LOGIT_SCALE = math.log(100)  # a temperature below 0.01 makes training unstable (section 2.5)
 
@@ -103,7 +104,7 @@ def rows_alike(groups: list[np.ndarray], batch: int, rng: np.random.Generator) -
 
 def near_miss(picture: Picture, rng: np.random.Generator) -> Picture:
     """The picture but for its shape or noun, its pattern, its background or its style (arXiv 2210.01936, section 4)."""
-    what, thing = choice(rng, ("shape", "pattern", "background", "style")), picture.things[0]
+    what, thing = choice(rng, WAYS_TO_MISS), picture.things[0]
     if what == "background":
         return replace(picture, background=choice(rng, [*COLOURS, *SCENES], [picture.background]))
     if what == "style":
