@@ -6,8 +6,6 @@ To add a style: write `style(picture, spots, size, rng) -> Image`, enter it in S
 caption names it (MEDIUMS) and whether there is a background to speak of (WITHOUT_BACKGROUND).
 """
 
-import dataclasses
-
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
@@ -185,9 +183,12 @@ def oil_painting(picture: Picture, spots: list[Spot], size: int, rng: np.random.
 
 
 def pixel_art(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generator) -> Image.Image:
-    """Sixteen blocks a side."""
-    upright = [dataclasses.replace(spot, angle=0) for spot in spots]
-    blocks = flat(picture, upright, SIZE, rng).resize((16, 16), Image.Resampling.NEAREST)
+    """Sixteen blocks a side; things stand upright and on the grid, as sprites do."""
+    snapped = [
+        Spot(round(16 * spot.x) / 16, round(16 * spot.y) / 16, radius=round(16 * spot.radius) / 16, angle=0)
+        for spot in spots
+    ]
+    blocks = flat(picture, snapped, SIZE, rng).resize((16, 16), Image.Resampling.NEAREST)
     return blocks.resize((size, size), Image.Resampling.NEAREST)
 
 
