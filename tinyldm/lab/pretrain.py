@@ -69,7 +69,7 @@ EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance
 RECIPES = {  # a stage each, in this order
     "clip": contrastive.RECIPE,
     "autoencoder": Recipe(steps=4000, batch=32, lr=2e-3),
-    "diffusion": Recipe(steps=12000, batch=64, lr=2e-3),
+    "diffusion": Recipe(steps=18000, batch=64, lr=2e-3),
 }
 
 
