@@ -1,6 +1,7 @@
 """The judge on pictures it never saw, and the figures of weights/tiny/README.md on smaller samples."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests import judge, report
 from tinyldm.checkpoint import load_checkpoint
 from tinyldm.lab.captions import with_articles
 from tinyldm.lab.drawing import draw
-from tinyldm.lab.evaluate import flat_colour_error
+from tinyldm.lab.evaluate import colours_right, flat_colour_error, generate
 from tinyldm.lab.things import Picture, Thing, noun_thing
 from tinyldm.lab.world import is_held_out
 
@@ -100,3 +101,17 @@ def test_the_autoencoder_keeps_flat_colours_and_patterns(trained, capsys):
     quality, _, patterns = capsys.readouterr().out.splitlines()
     assert float(re.search(r"([\d.]+) dB", quality)[1]) >= 27
     assert int(re.search(r"(\d+)% of", patterns)[1]) >= 75
+
+
+def test_seeds_differ_as_in_the_world_and_guidance_burns_no_colour():
+    """What `python -m tests.report --only variety` measures, of 16 seeds."""
+    red_star = Picture((Thing("star", "red"),), "gray")
+    world = report.spread([np.asarray(draw(replace(red_star, seed=seed))) for seed in range(64)])
+    model, prompts = load_checkpoint(WEIGHTS), ["a photo of a red star on a gray background"] * 16
+    for guidance in (1, 8):
+        pictures = [np.asarray(image) for image in generate(model, prompts, guidance=guidance)]
+        assert all(colours_right(picture, ("red",)) for picture in pictures)
+        assert report.spread(pictures)["centre"] > 0.6 * world["centre"]
+        if guidance == 1:
+            assert report.spread(pictures)["area"] > 0.5 * world["area"]
+        assert np.mean([(picture == 0) | (picture == 255) for picture in pictures]) < 0.01

@@ -25,11 +25,18 @@ HEART = EXAMPLES / "checkered-heart"
 SHORT = ("--token", "S*", "--steps", 4, "--preview-every", 2, "--batch", 2)
 
 
+@pytest.fixture(autouse=True)
+def one_picture_a_preview(monkeypatch):
+    """Previews would be most of these tests' time."""
+    monkeypatch.setattr(train, "PREVIEW_SEEDS", range(1))
+
+
 def learned(folder):
     return load_embeddings(folder / "embedding.safetensors")["S*"]
 
 
-def test_a_run_writes_everything_and_says_what_to_type_next(run, tmp_path):
+def test_a_run_writes_everything_and_says_what_to_type_next(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "PREVIEW_SEEDS", range(5))
     outcome = run("train.py", "--images", HEART, *SHORT, "--init", "heart")
     assert outcome.status == 0
     folder = tmp_path / "outputs" / "S"

@@ -1,4 +1,4 @@
-"""How the tiny checkpoint was made, in SD's own order: CLIP, the autoencoder, then text encoder and UNet.
+"""How the tiny checkpoint was made, in SD's own order: CLIP, autoencoder, text encoder and UNet, a better decoder.
 
     python -m tinyldm.lab.pretrain                       all stages, then weights/tiny; hours on two cores
     python -m tinyldm.lab.pretrain --stage autoencoder   one stage only
@@ -12,6 +12,7 @@ and sample sheets. The same seed gives the same pictures, captions, timesteps an
 import argparse
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +65,14 @@ DEFAULTS = Defaults(
 )
 
 KL_WEIGHT = 1e-3
+FINISHING = 300  # timesteps, of 1000: in the last of them what is drawn is settled, and only how is not
 EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance needs (arXiv 2207.12598)
 
 RECIPES = {  # a stage each, in this order
     "clip": contrastive.RECIPE,
     "autoencoder": Recipe(steps=4000, batch=32, lr=2e-3),
     "diffusion": Recipe(steps=18000, batch=64, lr=2e-3),
+    "decoder": Recipe(steps=1200, batch=32, lr=1e-3),
 }
 
 
@@ -202,6 +205,55 @@ def train_diffusion(
     return training.run(loss_of, sheet, stop_at)
 
 
+# ---- A decoder of what the UNet makes
+
+
+def train_decoder(
+    out: Path, pixels: torch.Tensor, pictures: list[Picture], recipe: Recipe, seed: int, device: str, stop_at: float
+) -> bool:
+    """Train the decoder on, L1 + MSE, from latents as the UNet finishes them: noised, then denoised in one step.
+
+    They are a little blurred, which a decoder of the encoder's own latents takes for what was meant: pixel art lost its
+    blocks. The latents stay as they are, so the UNet need not change. (Stable Diffusion's decoder was also trained on
+    by itself, though from the encoder's latents: stabilityai/sd-vae-ft-mse.)
+    """
+    autoencoder, tokenizer = load_first_stage(out / "diffusion")
+    autoencoder.to(device, memory_format=torch.channels_last)
+    denoiser = load_denoiser(out, tokenizer).to(device, memory_format=torch.channels_last)
+    decoder = nn.ModuleDict({name: getattr(autoencoder, name) for name in ("post_quant_conv", "decoder")})
+    training = Training(out / "decoder", decoder.requires_grad_(True), recipe, seed, device)
+    # Half of the pictures are photos, and the decoder is good at those; here all styles come equally often.
+    count = Counter(picture.style for picture in pictures)
+    chances = np.array([1 / count[picture.style] for picture in pictures]) / len(count)
+
+    def as_the_unet_makes_it(batch: torch.Tensor, captions: list[str], noise: torch.Generator) -> torch.Tensor:
+        with torch.no_grad(), autocast(device):
+            mean, log_variance = autoencoder.encode(batch)
+            eps, eps_0 = torch.randn(2, *mean.shape, generator=noise).to(device)
+            z_0 = autoencoder.sample(mean.float(), log_variance.float(), eps_0)
+            t = torch.randint(FINISHING, (len(z_0),), generator=noise).to(device)
+            z_t = SCHEDULE.add_noise(z_0, eps, t)
+            return SCHEDULE.predict_x0(z_t, denoiser(z_t, t, tokenizer(captions).to(device)).float(), t)
+
+    def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
+        rows = draw.choice(len(pictures), size=recipe.batch, p=chances)
+        batch = batch_of(pixels, rows, device)
+        z_0 = as_the_unet_makes_it(batch, [caption(pictures[i], draw) for i in rows], noise)
+        with autocast(device):
+            decoded = autoencoder.decode(z_0).float()
+        l1, mse = F.l1_loss(decoded, batch), F.mse_loss(decoded, batch)
+        return {"loss": l1 + mse, "mse": mse}
+
+    def sheet() -> None:
+        with training.averaged(), torch.no_grad():
+            batch = batch_of(pixels, np.arange(12), device)
+            finished = as_the_unet_makes_it(batch, [""] * 12, torch.Generator().manual_seed(seed))
+            rows = [to_images(x) for x in (batch, autoencoder.decode(finished))]
+        save_sheet(training, rows, ["pictures", "noised, denoised and decoded"])
+
+    return training.run(loss_of, sheet, stop_at)
+
+
 # ---- The checkpoint
 
 
@@ -212,11 +264,18 @@ def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
     return autoencoder, Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
 
 
+def load_denoiser(out: Path, tokenizer: Tokenizer) -> Denoiser:
+    """The second stage's averaged weights, frozen."""
+    denoiser = Denoiser(tokenizer.vocabulary_size).eval().requires_grad_(False)
+    denoiser.load_state_dict({k: v.float() for k, v in load_section(out / "diffusion", "average").items()})
+    return denoiser
+
+
 def export(out: Path, folder: Path) -> None:
     """The stages' averaged weights, as far as they have come, as one checkpoint in the public key names."""
     autoencoder, tokenizer = load_first_stage(out / "diffusion")
-    denoiser = Denoiser(tokenizer.vocabulary_size)
-    denoiser.load_state_dict({k: v.float() for k, v in load_section(out / "diffusion", "average").items()})
+    autoencoder.load_state_dict(load_section(out / "decoder", "average"), strict=False)  # nothing, before that stage
+    denoiser = load_denoiser(out, tokenizer)
     parts = (tokenizer, denoiser.text_encoder, denoiser.unet, autoencoder, SCHEDULE)
     save_checkpoint(folder, LatentDiffusion(*parts, scale=1.0, defaults=DEFAULTS))
 
@@ -261,6 +320,8 @@ def main(argv: list[str] | None = None) -> None:
             done = train_autoencoder(args.out, pixels, recipes[stage], args.seed, args.device, stop_at)
         elif stage == "diffusion":
             done = train_diffusion(args.out, pixels, pictures, recipes[stage], args.seed, args.device, stop_at)
+        elif stage == "decoder":
+            done = train_decoder(args.out, pixels, pictures, recipes[stage], args.seed, args.device, stop_at)
         else:
             export(args.out, args.weights)
             contrastive.export_clip(args.out, args.weights)
