@@ -90,7 +90,8 @@ def test_the_tiny_checkpoint_obeys_its_prompts(trained):
     """What `python -m tests.report --only prompts` measures, on a twentieth of its prompts."""
     figures = report.report_prompts(WEIGHTS, trained, 0.05, None)
     assert len(figures) == 18
-    figures.pop("a sketch of …, pixel art of …, …: pixel art")  # weights/tiny/README.md says why it can't yet
+    styles = [figures.pop(what) for what in list(figures) if what.startswith("a sketch of …")]  # a picture or two each
+    assert np.mean(styles) >= 0.8
     assert min(figures.values()) >= 0.8 and np.mean(list(figures.values())) >= 0.95, figures
 
 
@@ -99,8 +100,8 @@ def test_the_autoencoder_keeps_flat_colours_and_patterns(trained, capsys):
     assert flat_colour_error(model) <= 8
     report.report_autoencoder(model, trained, 60)
     quality, _, patterns = capsys.readouterr().out.splitlines()
-    assert float(re.search(r"([\d.]+) dB", quality)[1]) >= 27
-    assert int(re.search(r"(\d+)% of", patterns)[1]) >= 75
+    assert float(re.search(r"([\d.]+) dB", quality)[1]) >= 31
+    assert int(re.search(r"(\d+)% of", patterns)[1]) >= 85
 
 
 def test_seeds_differ_as_in_the_world_and_guidance_burns_no_colour():
