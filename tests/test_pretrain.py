@@ -60,22 +60,15 @@ def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys):
         assert files and max(file.stat().st_size for file in files) <= 16_777_216
     assert sum(file.stat().st_size for file in (tmp_path / "run" / "diffusion" / "state").iterdir()) <= 64 * 2**20
     model = load_checkpoint(tmp_path / "w")
+    first_stage = load_file(tmp_path / "run" / "diffusion" / "autoencoder.safetensors")
+    parameters = model.autoencoder.state_dict()
+    moved = {name for name, x in first_stage.items() if not torch.equal(x.half().float(), parameters[name].float())}
+    # the last stage changes the decoder, and nothing that the UNet was trained with
+    assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
     (image,) = evaluate.generate(model, ["a photo of a red circle"])
     assert image.size == (64, 64)
     assert (tmp_path / "w" / "model.safetensors").stat().st_size <= 25_000_000
     assert load_clip(tmp_path / "w" / "clip.safetensors").config.text.length == TEXT_LENGTH
-
-
-def test_the_last_stage_changes_the_decoder_and_nothing_else(tmp_path):
-    run, weights = tmp_path / "run", {}
-    for stage in ("autoencoder", "diffusion", "decoder"):
-        small = ["--pictures", "40", "--steps", "2", "--device", "cpu"]
-        pretrain.main(["--out", str(run), "--stage", stage, *small])
-        if stage != "autoencoder":
-            pretrain.export(run, tmp_path / stage)
-            weights[stage] = load_file(tmp_path / stage / "model.safetensors")
-    changed = {name for name, x in weights["diffusion"].items() if not torch.equal(x, weights["decoder"][name])}
-    assert changed and all(".decoder." in name or ".post_quant_conv." in name for name in changed)
 
 
 def test_losses_of_all_stages_so_far_are_drawn(tmp_path, capsys):

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLES, ROOT
+from conftest import EXAMPLES, ROOT, WEIGHTS
 from PIL import Image
 from public import single_file, write_merges
 from safetensors.torch import save_file
 
 from tinyldm import embeddings
-from tinyldm.checkpoint import GET_MERGES, GET_WEIGHTS
+from tinyldm.checkpoint import GET_MERGES, GET_WEIGHTS, load_checkpoint
 from tinyldm.embeddings import load_embeddings, save_embeddings
 from tinyldm.lab import contrastive, evaluate, pretrain, world
 from tinyldm.lab.evaluate import word_obeyed
@@ -30,14 +30,14 @@ SHORT = ["--steps", "4", "--preview-every", "4", "--batch", "2"]
 
 
 def test_the_first_command_and_the_sample_command_do_what_they_promise(run, tmp_path):
-    """In full: the word is learned, its colours are right in 80% of 16 samples and the background is obeyed in 80%."""
+    """But in half the steps: the colours of the word are right in 80% of 16 samples, and the background in 80%."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
     train, *_ = [words for words in COMMANDS if words[1] == "train.py"]
     sample, *_ = [words for words in COMMANDS if words[1] == "sample.py"]
-    assert run(*train[1:]).status == 0
+    assert run(*train[1:], "--steps", load_checkpoint(WEIGHTS).defaults.steps // 2).status == 0
     embedding = tmp_path / "outputs" / "S" / "embedding.safetensors"
     assert load_embeddings(embedding)["S*"].shape == (5, 128)
-    colours, backgrounds, _ = word_obeyed(ROOT / "weights" / "tiny", embedding, ("teal", "white"))
+    colours, backgrounds, _ = word_obeyed(WEIGHTS, embedding, ("teal", "white"))
     assert colours >= 0.8 and backgrounds >= 0.8
 
     assert run(*sample[1:]).status == 0

@@ -204,7 +204,7 @@ def test_with_frozen_weights_of_half_precision_the_vectors_and_the_optimiser_sta
     (tmp_path / "heart").mkdir()
     picture = sorted(HEART.glob("*.png"))[0]
     (tmp_path / "heart" / picture.name).symlink_to(picture)
-    learn = ("train.py", "--images", tmp_path / "heart", *SHORT)
+    learn = ("train.py", "--images", tmp_path / "heart", *SHORT, "--lr", "4e-3")
     assert run(*learn, "--dtype", dtype, "--out", tmp_path / "half").status == 0
     assert run(*learn, "--out", tmp_path / "whole").status == 0
     (state,) = runs[0].optimizer.state.values()
