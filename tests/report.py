@@ -290,6 +290,7 @@ def report_variety(weights: Path, sheets: Path | None) -> None:
         clipped = np.mean([((picture == 0) | (picture == 255)).mean() for picture in pictures])
         right = np.mean([colours_right(picture, (thing.colour,)) for picture in pictures])
         print(f"guidance {scale}: colour right {right:.0%}, off by {error:.0f} of 255, {clipped:.1%} of values clipped")
+        print(f"guidance {scale}: " + ", ".join(f"{k} {v:.3f}" for k, v in spread(pictures).items()))
         rows[f"guidance {scale}"] = pictures
         labels.append(f"guidance {scale}")
     if sheets:

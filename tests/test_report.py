@@ -90,8 +90,6 @@ def test_the_tiny_checkpoint_obeys_its_prompts(trained):
     """What `python -m tests.report --only prompts` measures, on a twentieth of its prompts."""
     figures = report.report_prompts(WEIGHTS, trained, 0.05, None)
     assert len(figures) == 18
-    styles = [figures.pop(what) for what in list(figures) if what.startswith("a sketch of …")]  # a picture or two each
-    assert np.mean(styles) >= 0.8
     assert min(figures.values()) >= 0.8 and np.mean(list(figures.values())) >= 0.95, figures
 
 
