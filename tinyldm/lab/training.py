@@ -47,7 +47,7 @@ class Training:
     def __init__(self, folder: Path, model: nn.Module, recipe: Recipe, seed: int, device: str):
         self.folder, self.recipe, self.seed, self.device = folder, recipe, seed, device
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.parameters = dict(self.model.named_parameters())
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         # Muon is for matrices. An embedding is a table, of whose rows a step sees few; norms and biases are vectors.
         tables = {name for name, p in self.parameters.items() if p.ndim < 2 or "embedding" in name}
