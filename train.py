@@ -30,7 +30,16 @@ from tinyldm.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoi
 from tinyldm.embeddings import listed, load_embeddings, save_embeddings, split_word
 from tinyldm.files import write_atomically
 from tinyldm.images import contact_sheet, read_image, read_images, save_image, to_images, to_tensor
-from tinyldm.inversion import TEMPLATES, Concept, captions_of, draw_batch, inversion_loss, new_concept, read_templates
+from tinyldm.inversion import (
+    TEMPLATES,
+    Concept,
+    captions_of,
+    draw_batch,
+    inversion_loss,
+    new_concept,
+    read_templates,
+    templates_for,
+)
 from tinyldm.latent_diffusion import LatentDiffusion
 
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
@@ -42,7 +51,7 @@ FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "o
 def main() -> int:
     options = parse_options()
     device = cli.choose_device(options.device)
-    templates = read_templates(options.templates) if options.templates else TEMPLATES[options.property]
+    templates = read_templates(options.templates) if options.templates else None
     swaps = {"vae": options.vae, "prediction": options.prediction}
     size = options.size or checkpoint_config(options.weights, **swaps)["defaults"]["size"]
     images = [image for _, image in read_images(options.images, size)]
@@ -51,7 +60,7 @@ def main() -> int:
     model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device), **swaps)
     fill_in_defaults(options, model)
     concept = start_of(model, options)
-    captions = captions_of(model, templates, options.token)
+    captions = captions_of(model, templates or templates_for(model, options.property), options.token)
 
     # Every picture becomes a latent once: the Gaussian that it is encoded to.
     mean, log_variance = encode(model, images)

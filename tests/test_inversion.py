@@ -1,5 +1,7 @@
 """The method's own pieces: what a new word starts from, what its captions are, and that only it learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import WEIGHTS
@@ -15,7 +17,9 @@ from tinyldm.inversion import (
     inversion_loss,
     new_concept,
     read_templates,
+    templates_for,
 )
+from tinyldm.latent_diffusion import Defaults
 from tinyldm.schedule import NoiseSchedule
 
 
@@ -106,6 +110,16 @@ def test_the_papers_templates_all_hold_the_word(tiny, property):
     captions = captions_of(tiny, TEMPLATES[property], "S*")
     assert len(captions) == {"object": 27, "style": 19}[property]
     assert all("S*" in caption for caption in captions)
+
+
+@pytest.mark.parametrize("property", ["object", "style"])
+def test_templates_go_with_what_the_checkpoint_takes_at_its_word_and_no_others(tiny, property):
+    assert templates_for(replace(tiny, defaults=Defaults()), property) == TEMPLATES[property]  # Stable Diffusion's
+    kept = templates_for(tiny, property)
+    gone = [template for template in TEMPLATES[property] if template not in kept]
+    assert len(kept) == {"object": 18, "style": 11}[property]
+    assert all(set(template.split()) & set(tiny.defaults.literal) for template in gone)
+    assert "a photo of a {}" in kept or "a painting in the style of {}" in kept
 
 
 def test_a_template_that_hides_the_word_is_an_error(tiny):

@@ -20,6 +20,7 @@ from PIL import Image
 import train
 from tinyldm.checkpoint import checkpoint_hash, load_checkpoint
 from tinyldm.embeddings import load_embeddings, save_embeddings
+from tinyldm.inversion import captions_of
 
 HEART = EXAMPLES / "checkered-heart"
 SHORT = ("--token", "S*", "--steps", 4, "--preview-every", 2, "--batch", 2)
@@ -132,7 +133,7 @@ def test_a_phrase_starts_one_vector_per_token(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("vectors", "init"), [(1, "square"), (2, "halved square"), (5, "gray and white halved square")]
+    ("vectors", "init"), [(1, "square"), (None, "striped halved square"), (5, "striped halved square")]
 )
 def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny, vectors, init):
     options = Namespace(init=None, vectors=vectors, property="object", save_every=None)
@@ -187,6 +188,13 @@ def test_resume_refuses_a_start_of_more_vectors_than_the_run_has(run, tmp_path):
     save_embeddings(tmp_path / "old.pt", {"old*": torch.ones(3, 128)}, "a1111")
     assert "has 3 vectors, but this run started with 1" in run(*command, "--resume").error
     assert torch.equal(learned(tmp_path / "o"), before)
+
+
+def test_templates_that_the_checkpoint_takes_at_their_word_are_left_out(run, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(train, "captions_of", lambda *args: used.extend(captions_of(*args)) or used)
+    assert run("train.py", "--images", HEART, *SHORT, "--init", "heart").status == 0
+    assert "a photo of a S*" in used and not any("close-up" in caption for caption in used)
 
 
 def test_own_templates_are_used(run, tmp_path):

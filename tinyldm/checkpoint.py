@@ -115,7 +115,8 @@ class Checkpoint:
             raise InputError(f"no merges.txt with {self.path}, and its tokenizer needs one; get it with: {GET_MERGES}")
         networks = self.networks()
         try:
-            schedule, defaults, scale = NoiseSchedule(**c["schedule"]), Defaults(**c["defaults"]), float(c["scale"])
+            schedule, scale = NoiseSchedule(**c["schedule"]), float(c["scale"])
+            defaults = Defaults(**as_tuples(c["defaults"]))
             length, pad = c["tokenizer"]["length"], c["tokenizer"]["pad"]
         except (KeyError, TypeError, ValueError) as error:
             raise self.broken(error) from error

@@ -81,6 +81,16 @@ def add_concepts(model: LatentDiffusion, embeddings: Iterable[dict[str, torch.Te
     return torch.cat(rows) if rows else None
 
 
+def templates_for(model: LatentDiffusion, property: str) -> tuple[str, ...]:
+    """The paper's templates for an object or a style that do not mislead the model.
+
+    "A cropped photo of a {}" is untrue of most pictures. Stable Diffusion hardly minds; a model that always got what
+    such a word said would have to unlearn it in the new word.
+    """
+    literal = set(model.defaults.literal)
+    return tuple(template for template in TEMPLATES[property] if not literal & set(template.split()))
+
+
 def read_templates(path: str | Path) -> tuple[str, ...]:
     """One template a line, each with exactly one {} where the word goes; empty lines are skipped."""
     try:

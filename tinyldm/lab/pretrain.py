@@ -29,7 +29,7 @@ from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.images import to_images
 from tinyldm.lab import contrastive
 from tinyldm.lab.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer
-from tinyldm.lab.things import Picture
+from tinyldm.lab.things import VIEWS, Picture
 from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, plot_losses, save_sheet
 from tinyldm.lab.world import make_pictures
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
@@ -55,12 +55,14 @@ DEFAULTS = Defaults(
     sampler="ddim",
     sampler_steps=25,
     guidance=3.0,
-    steps=800,
+    steps=500,
     batch=16,
     lr=1e-2,
-    preview_every=200,
-    init_object="gray and white halved square",  # a vector for each thing there is to say: two colours, pattern, shape
+    preview_every=100,
+    # Vectors for surface and shape. None starts as a colour, which would not let "a blue S*" say one.
+    init_object="striped halved square",
     init_style="sketch",
+    literal=(*VIEWS, "small", "large"),
 )
 
 KL_WEIGHT = 1e-3
