@@ -28,9 +28,13 @@ def world():
     return torch.from_numpy(array), pictures
 
 
-def train(out, world, steps, batch=16, stop_at=math.inf):
+def train(out, world, steps, stage="clip", batch=16, stop_at=math.inf):
     recipe = training.Recipe(steps=steps, batch=batch, lr=1e-3, warmup=5)
-    return contrastive.train_clip(out, *world, recipe, seed=0, device="cpu", stop_at=stop_at)
+    return contrastive.train_clip(out, stage, *world, recipe, seed=0, device="cpu", stop_at=stop_at)
+
+
+def train_both_stages(out, world, steps):
+    return [train(out, world, steps, stage) for stage in contrastive.RECIPES]
 
 
 # ---- the loss
@@ -147,11 +151,58 @@ def test_the_temperature_stays_where_training_is_stable(tmp_path, world, monkeyp
     assert contrastive.tiny_clip(600).logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
+# ---- the second stage, with smaller patches
+
+
+def test_with_patches_halved_a_patch_is_read_as_if_it_were_twice_as_large():
+    torch.manual_seed(0)
+    coarse, fine = contrastive.tiny_clip(600, patch=8), contrastive.tiny_clip(600)
+    fine.load_state_dict(contrastive.with_patches_halved(coarse.state_dict()))
+    pictures = torch.randn(2, 3, 64, 64)
+    twice = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    before, after = (model.vision_model.embeddings for model in (coarse, fine))
+    assert torch.allclose(after.patch_embedding(pictures), before.patch_embedding(twice), atol=1e-5)
+    ids = torch.tensor([[598, 5, 599]])
+    assert fine.text_features(ids).equal(coarse.text_features(ids))
+
+
+def test_new_positions_lie_between_the_old_ones():
+    coarse = contrastive.tiny_clip(600, patch=8)
+    name = "vision_model.embeddings.position_embedding.weight"
+    old, new = coarse.state_dict()[name], contrastive.with_patches_halved(coarse.state_dict())[name]
+    assert new.shape == (1 + 16 * 16, old.shape[1]) and new[0].equal(old[0])
+    old, new = old[1:].unflatten(0, (8, 8)), new[1:].unflatten(0, (16, 16))
+    assert torch.allclose(new[0, 0], old[0, 0]) and torch.allclose(new[15, 15], old[7, 7])  # of the corners
+    assert torch.allclose(new[0, 3], 0.75 * old[0, 1] + 0.25 * old[0, 2])
+
+
+def test_half_of_the_patches_are_left_and_the_class_token():
+    x = torch.arange(2 * 257.0).reshape(2, 257, 1) * torch.ones(3)
+    half = contrastive.half_of_patches(x, torch.Generator().manual_seed(0))
+    assert half.shape == (2, 129, 3) and half[:, 0].equal(x[:, 0])
+    kept = [set(row[1:, 0].tolist()) for row in half]
+    assert [len(numbers) for numbers in kept] == [128, 128]
+    assert kept[0] <= set(range(1, 257)) and kept[1] <= set(range(258, 514))
+    assert {number + 257 for number in kept[0]} != kept[1]  # picture by picture
+
+
+def test_the_second_stage_begins_where_the_first_ended_and_ends_with_all_patches(tmp_path, world, monkeypatch):
+    assert train(tmp_path, world, steps=2)
+    halved, half_of_patches = [], contrastive.half_of_patches
+    monkeypatch.setattr(contrastive, "half_of_patches", lambda *x: halved.append(half_of_patches(*x)) or halved[-1])
+    assert not train(tmp_path, world, steps=8, stage="fine-clip", stop_at=-math.inf)  # before its first step
+    first = contrastive.with_patches_halved(training.load_section(tmp_path / "clip", "average"))
+    for name, tensor in training.load_section(tmp_path / "fine-clip", "weights").items():
+        assert torch.allclose(tensor.float(), first[name], atol=1e-3), name
+    assert train(tmp_path, world, steps=8, stage="fine-clip")
+    assert [len(x[0]) for x in halved] == [129] * 6  # of the 8 steps
+
+
 # ---- the file
 
 
 def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world):
-    train(tmp_path, world, steps=2)
+    train_both_stages(tmp_path, world, steps=2)
     contrastive.export_clip(tmp_path, tmp_path / "weights")
     path = tmp_path / "weights" / "clip.safetensors"
     assert path.stat().st_size <= 8_000_000
@@ -160,12 +211,12 @@ def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world)
     model = load_clip(path)
     tokenizer = Tokenizer.read(tmp_path / "weights" / "merges.txt")
     assert model.config == contrastive.tiny_clip(tokenizer.vocabulary_size).config
-    average = training.load_section(tmp_path / "clip", "average")
+    average = training.load_section(tmp_path / "fine-clip", "average")
     assert all(tensor.equal(average[name].float()) for name, tensor in model.state_dict().items())
 
 
 def test_it_is_not_written_beside_a_diffusion_model_of_another_vocabulary(tmp_path, world):
-    train(tmp_path, world, steps=1)
+    train_both_stages(tmp_path, world, steps=1)
     (tmp_path / "weights").mkdir()
     Tokenizer([("a", "b")]).write_merges(tmp_path / "weights" / "merges.txt")
     with pytest.raises(InputError, match=r"merges\.txt differs"):
@@ -290,7 +341,7 @@ def test_every_class_has_prompts_that_say_it():
 def test_the_report_asks_each_question_of_the_pictures_it_suits(tmp_path, world, monkeypatch, capsys):
     """With a model that has hardly learned, and answers that are all right but for the style, "photo" throughout."""
     array, pictures = world
-    train(tmp_path, world, steps=1)
+    train_both_stages(tmp_path, world, steps=1)
     contrastive.export_clip(tmp_path, tmp_path)
     monkeypatch.setattr(contrastive, "make_pictures", lambda count, seed, size: (array.numpy(), pictures))
     of = {picture.tobytes(): what for picture, what in zip(array.numpy(), pictures, strict=True)}

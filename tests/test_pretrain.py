@@ -55,7 +55,7 @@ def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys):
             "cpu",
         ]
     )
-    for stage in ("clip", "autoencoder", "diffusion", "decoder"):
+    for stage in ("clip", "fine-clip", "autoencoder", "diffusion", "decoder"):
         files = list((tmp_path / "run" / stage / "state").iterdir())
         assert files and max(file.stat().st_size for file in files) <= 16_777_216
     assert sum(file.stat().st_size for file in (tmp_path / "run" / "diffusion" / "state").iterdir()) <= 64 * 2**20
@@ -69,6 +69,22 @@ def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys):
     assert image.size == (64, 64)
     assert (tmp_path / "w" / "model.safetensors").stat().st_size <= 25_000_000
     assert load_clip(tmp_path / "w" / "clip.safetensors").config.text.length == TEXT_LENGTH
+
+
+@pytest.mark.parametrize(
+    "stage, found",
+    [
+        ("fine-clip", r"clip holds no state, .* run it first: --stage clip"),
+        ("diffusion", r"autoencoder holds no state, .* run it first: --stage autoencoder"),
+        ("decoder", r"merges\.txt"),
+        ("export", r"merges\.txt"),
+    ],
+)
+def test_a_stage_before_its_time_says_what_is_missing(tmp_path, stage, found):
+    folders = ["--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w")]
+    with pytest.raises(InputError, match=found):
+        pretrain.main([*folders, "--stage", stage, "--pictures", "8", "--steps", "1"])
+    assert not (tmp_path / "w" / "model.safetensors").exists()
 
 
 def test_losses_of_all_stages_so_far_are_drawn(tmp_path, capsys):

@@ -12,6 +12,7 @@ and sample sheets. The same seed gives the same pictures, captions, timesteps an
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ PIXEL_ART = 0.3  # of the pictures from which the decoder learns in that stage; 
 EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance needs (arXiv 2207.12598)
 
 RECIPES = {  # a stage each, in this order
-    "clip": contrastive.RECIPE,
+    **contrastive.RECIPES,
     "autoencoder": Recipe(steps=4000, batch=32, lr=2e-3),
     "diffusion": Recipe(steps=18000, batch=64, lr=2e-3),
     "decoder": Recipe(steps=1000, batch=32, lr=1e-3),
@@ -261,9 +262,10 @@ def train_decoder(
 
 def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
     """The frozen autoencoder, its latents standardized, and the tokenizer that the second stage is trained with."""
+    tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
     autoencoder = AutoencoderKL(AUTOENCODER).eval().requires_grad_(False)
     autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
-    return autoencoder, Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
+    return autoencoder, tokenizer
 
 
 def load_denoiser(out: Path, tokenizer: Tokenizer) -> Denoiser:
@@ -276,7 +278,8 @@ def load_denoiser(out: Path, tokenizer: Tokenizer) -> Denoiser:
 def export(out: Path, folder: Path) -> None:
     """The stages' averaged weights, as far as they have come, as one checkpoint in the public key names."""
     autoencoder, tokenizer = load_first_stage(out / "diffusion")
-    autoencoder.load_state_dict(load_section(out / "decoder", "average"), strict=False)  # nothing, before that stage
+    if (out / "decoder").exists():
+        autoencoder.load_state_dict(load_section(out / "decoder", "average"), strict=False)
     denoiser = load_denoiser(out, tokenizer)
     parts = (tokenizer, denoiser.text_encoder, denoiser.unet, autoencoder, SCHEDULE)
     save_checkpoint(folder, LatentDiffusion(*parts, scale=1.0, defaults=DEFAULTS))
@@ -297,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="states, losses and sheets (%(default)s)")
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"), help="the checkpoint (%(default)s)")
     parser.add_argument("--stage", choices=["all", *RECIPES, "export"], default="all")
-    parser.add_argument("--pictures", type=int, default=40_000, help="training pictures to draw (%(default)s)")
+    parser.add_argument("--pictures", type=int, help="training pictures to draw; default: the stage's recipe's")
     parser.add_argument("--steps", type=int, help="of the stage; default: the recipe's")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then; run again to go on")
     parser.add_argument("--seed", type=int, default=0)
@@ -310,20 +313,27 @@ def main(argv: list[str] | None = None) -> None:
         return
     stop_at = time.monotonic() + 60 * args.minutes
     stages = [*RECIPES, "export"] if args.stage == "all" else [args.stage]
-    recipes = {name: Recipe(args.steps or r.steps, r.batch, r.lr) for name, r in RECIPES.items()}
-    if stages != ["export"]:
-        array, pictures = make_pictures(args.pictures, args.seed, workers=torch.get_num_threads())
-        pixels = torch.from_numpy(array)
+    recipes = {
+        stage: replace(recipe, steps=args.steps or recipe.steps, pictures=args.pictures or recipe.pictures)
+        for stage, recipe in RECIPES.items()
+        if stage in stages
+    }
+    if recipes:
+        most = max(recipe.pictures for recipe in recipes.values())
+        array, all_pictures = make_pictures(most, args.seed, workers=torch.get_num_threads())
     done = True
     for stage in stages:
-        if stage == "clip":
-            done = contrastive.train_clip(args.out, pixels, pictures, recipes[stage], args.seed, args.device, stop_at)
+        if stage in recipes:
+            recipe = recipes[stage]
+            pixels, pictures = torch.from_numpy(array[: recipe.pictures]), all_pictures[: recipe.pictures]
+        if stage in contrastive.RECIPES:
+            done = contrastive.train_clip(args.out, stage, pixels, pictures, recipe, args.seed, args.device, stop_at)
         elif stage == "autoencoder":
-            done = train_autoencoder(args.out, pixels, recipes[stage], args.seed, args.device, stop_at)
+            done = train_autoencoder(args.out, pixels, recipe, args.seed, args.device, stop_at)
         elif stage == "diffusion":
-            done = train_diffusion(args.out, pixels, pictures, recipes[stage], args.seed, args.device, stop_at)
+            done = train_diffusion(args.out, pixels, pictures, recipe, args.seed, args.device, stop_at)
         elif stage == "decoder":
-            done = train_decoder(args.out, pixels, pictures, recipes[stage], args.seed, args.device, stop_at)
+            done = train_decoder(args.out, pixels, pictures, recipe, args.seed, args.device, stop_at)
         else:
             export(args.out, args.weights)
             contrastive.export_clip(args.out, args.weights)

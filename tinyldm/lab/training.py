@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from tinyldm import InputError
 from tinyldm.files import write_atomically
 from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab.muon import Muon
@@ -33,6 +34,7 @@ class Recipe:
     steps: int
     batch: int
     lr: float
+    pictures: int = 40_000  # to draw from the world
     warmup: int = 200
     weight_decay: float = 0.01
 
@@ -185,6 +187,8 @@ def shards(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 def load_section(folder: Path, section: str) -> dict[str, torch.Tensor]:
+    if not (folder / "state").exists():
+        raise InputError(f"{folder} holds no state, expected that of a stage; run it first: --stage {folder.name}")
     tensors = {}
     for file in sorted((folder / "state").glob(f"{section}-*.safetensors")):
         tensors |= load_file(file)
