@@ -190,12 +190,13 @@ def train_clip(
         batch = F.pad(batch_of(pixels, rows, device), [SHIFT] * 4, mode="replicate")
         batch = batch[:, :, y : y + VISION.size, x : x + VISION.size]
         with autocast(device):
-            seen = embeddings.register_forward_hook(lambda _, inputs, x: half_of_patches(x, noise) if sees_half else x)
+            # Between embeddings and encoder half of the patches go; clip.py need not know.
+            hook = embeddings.register_forward_hook(lambda _, inputs, x: half_of_patches(x, noise) if sees_half else x)
             # Training takes the plain kernel on a CPU; with 257 positions the fused one is twice as fast.
             many = device == "cpu" and is_fine and not sees_half
             with sdpa_kernel([SDPBackend.FLASH_ATTENTION]) if many else contextlib.nullcontext():
                 images = model.image_features(normalize(batch))
-            seen.remove()
+            hook.remove()
             texts = model.text_features(trimmed(ids, tokenizer))
         logits = model.logits(images.float(), texts.float())
         accuracy = (logits.argmax(dim=1) == torch.arange(len(rows), device=device)).float().mean()
