@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from dataclasses import fields
 from itertools import count
 from types import SimpleNamespace
@@ -195,6 +196,7 @@ def test_the_second_stage_begins_where_the_first_ended_and_ends_with_all_patches
     first = contrastive.with_patches_halved(training.load_section(tmp_path / "clip", "average"))
     for name, tensor in training.load_section(tmp_path / "fine-clip", "weights").items():
         assert torch.allclose(tensor.float(), first[name], atol=1e-3), name
+    shutil.rmtree(tmp_path / "clip")  # to go on, its own folder is enough
     assert train(tmp_path, world, steps=8, stage="fine-clip")
     assert [len(x[0]) for x in halved] == [129] * 6  # of the 8 steps
 

@@ -40,7 +40,7 @@ def test_standardizing_changes_the_latents_and_no_decoded_picture(tmp_path):
     assert (means.var(dim=(0, 2, 3)) + variances.mean(dim=(0, 2, 3)) - 1).abs().max() < 0.1
 
 
-def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys):
+def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys, monkeypatch):
     pretrain.main(
         [
             "--out",
@@ -69,6 +69,11 @@ def test_all_stages_make_a_checkpoint_that_samples(tmp_path, capsys):
     assert image.size == (64, 64)
     assert (tmp_path / "w" / "model.safetensors").stat().st_size <= 25_000_000
     assert load_clip(tmp_path / "w" / "clip.safetensors").config.text.length == TEXT_LENGTH
+
+    monkeypatch.setattr(pretrain, "make_pictures", None)  # the same again: stages that are done draw no pictures
+    (tmp_path / "w" / "model.safetensors").unlink()
+    pretrain.main(["--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w"), "--steps", "2"])
+    assert (tmp_path / "w" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

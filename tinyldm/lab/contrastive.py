@@ -175,7 +175,7 @@ def train_clip(
     torch.manual_seed(seed)
     is_fine = stage == "fine-clip"
     model = tiny_clip(tokenizer.vocabulary_size, VISION.patch if is_fine else 2 * VISION.patch)
-    if is_fine:
+    if is_fine and not (folder / "state").exists():
         model.load_state_dict(with_patches_halved(load_section(out / "clip", "average")))
     training = Training(folder, model, recipe, seed, device)
     groups, embeddings = groups_alike(pictures), model.vision_model.embeddings

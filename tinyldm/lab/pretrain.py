@@ -31,7 +31,16 @@ from tinyldm.images import to_images
 from tinyldm.lab import contrastive
 from tinyldm.lab.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer
 from tinyldm.lab.things import VIEWS, Picture
-from tinyldm.lab.training import Recipe, Training, autocast, batch_of, load_section, plot_losses, save_sheet
+from tinyldm.lab.training import (
+    Recipe,
+    Training,
+    autocast,
+    batch_of,
+    is_finished,
+    load_section,
+    plot_losses,
+    save_sheet,
+)
 from tinyldm.lab.world import make_pictures
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
@@ -312,34 +321,31 @@ def main(argv: list[str] | None = None) -> None:
         draw_losses(args.out, args.losses)
         return
     stop_at = time.monotonic() + 60 * args.minutes
-    stages = [*RECIPES, "export"] if args.stage == "all" else [args.stage]
     recipes = {
         stage: replace(recipe, steps=args.steps or recipe.steps, pictures=args.pictures or recipe.pictures)
         for stage, recipe in RECIPES.items()
-        if stage in stages
+        if args.stage in ("all", stage)
     }
+    recipes = {stage: recipe for stage, recipe in recipes.items() if not is_finished(args.out / stage, recipe)}
     if recipes:
         most = max(recipe.pictures for recipe in recipes.values())
         array, all_pictures = make_pictures(most, args.seed, workers=torch.get_num_threads())
-    done = True
-    for stage in stages:
-        if stage in recipes:
-            recipe = recipes[stage]
-            pixels, pictures = torch.from_numpy(array[: recipe.pictures]), all_pictures[: recipe.pictures]
-        if stage in contrastive.RECIPES:
-            done = contrastive.train_clip(args.out, stage, pixels, pictures, recipe, args.seed, args.device, stop_at)
-        elif stage == "autoencoder":
+    for stage, recipe in recipes.items():
+        pixels, pictures = torch.from_numpy(array[: recipe.pictures]), all_pictures[: recipe.pictures]
+        if stage == "autoencoder":
             done = train_autoencoder(args.out, pixels, recipe, args.seed, args.device, stop_at)
         elif stage == "diffusion":
             done = train_diffusion(args.out, pixels, pictures, recipe, args.seed, args.device, stop_at)
         elif stage == "decoder":
             done = train_decoder(args.out, pixels, pictures, recipe, args.seed, args.device, stop_at)
         else:
-            export(args.out, args.weights)
-            contrastive.export_clip(args.out, args.weights)
+            done = contrastive.train_clip(args.out, stage, pixels, pictures, recipe, args.seed, args.device, stop_at)
         if not done:
             print(f"stopped before the end of stage {stage}; the same command goes on from here")
             return
+    if args.stage in ("all", "export"):
+        export(args.out, args.weights)
+        contrastive.export_clip(args.out, args.weights)
 
 
 if __name__ == "__main__":

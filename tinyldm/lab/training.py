@@ -186,6 +186,11 @@ def shards(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     return parts
 
 
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    state = folder / "state" / "state.json"
+    return state.exists() and json.loads(state.read_text())["step"] >= recipe.steps
+
+
 def load_section(folder: Path, section: str) -> dict[str, torch.Tensor]:
     if not (folder / "state").exists():
         raise InputError(f"{folder} holds no state, expected that of a stage; run it first: --stage {folder.name}")
