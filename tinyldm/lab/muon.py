@@ -25,24 +25,31 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}  # of one shape: one multiplication does for all of them
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "exp_avg" not in state:
-                    state["exp_avg"] = torch.zeros_like(p)
-                average = state["exp_avg"]
-                average.lerp_(p.grad, 1 - group["momentum"])
-                direction = orthogonalized(p.grad.lerp(average, group["momentum"]).flatten(1))  # Nesterov's momentum
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(direction.reshape(p.shape), alpha=group["lr"] * 0.2 * max(direction.shape) ** 0.5)
+                if p.grad is not None:
+                    alike.setdefault(p.flatten(1).shape, []).append(p)
+            for (m, n), parameters in alike.items():
+                directions = orthogonalized(torch.stack([self.with_momentum(p, group["momentum"]) for p in parameters]))
+                for p, direction in zip(parameters, directions, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(direction.reshape(p.shape), alpha=group["lr"] * 0.2 * max(m, n) ** 0.5)
+
+    def with_momentum(self, p: nn.Parameter, momentum: float) -> torch.Tensor:
+        """The gradient's moving average, brought up to date, and Nesterov's step ahead of it: (m, n)."""
+        if "exp_avg" not in self.state[p]:
+            self.state[p]["exp_avg"] = torch.zeros_like(p)
+        average = self.state[p]["exp_avg"]
+        average.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(average, momentum).flatten(1)
 
 
-def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
-    """(m, n) -> about U V^T of its singular value decomposition U S V^T, by the Newton-Schulz iteration in bfloat16."""
-    wide = matrix.bfloat16() if matrix.shape[0] <= matrix.shape[1] else matrix.bfloat16().T
-    wide = wide / (wide.norm() + 1e-7)  # no singular value above 1, from where the iteration converges
+def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
+    """(k, m, n) -> about U V^T of each one's singular values U S V^T, by the Newton-Schulz iteration in bfloat16."""
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    wide = (matrices.mT if is_tall else matrices).bfloat16()
+    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value above 1, from where it converges
     for _ in range(ROUNDS):
-        gram = wide @ wide.T
+        gram = wide @ wide.mT
         wide = LINEAR * wide + (CUBIC * gram + QUINTIC * gram @ gram) @ wide
-    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
+    return (wide.mT if is_tall else wide).to(matrices.dtype)
