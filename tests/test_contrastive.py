@@ -190,6 +190,7 @@ def test_half_of_the_patches_are_left_and_the_class_token():
 
 def test_the_second_stage_begins_where_the_first_ended_and_ends_with_all_patches(tmp_path, world, monkeypatch):
     assert train(tmp_path, world, steps=2)
+    monkeypatch.setattr(contrastive, "HALF_SEEN", 0.75)
     halved, half_of_patches = [], contrastive.half_of_patches
     monkeypatch.setattr(contrastive, "half_of_patches", lambda *x: halved.append(half_of_patches(*x)) or halved[-1])
     assert not train(tmp_path, world, steps=8, stage="fine-clip", stop_at=-math.inf)  # before its first step

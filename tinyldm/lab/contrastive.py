@@ -47,10 +47,10 @@ from tinyldm.tokenizer import Tokenizer
 VISION = CLIPVisionConfig(size=64, patch=4, width=128, layers=4, heads=4)
 PROJECTION = 64
 RECIPES = {  # a stage each: first with patches twice as large, which is a quarter of them and much faster
-    "clip": Recipe(steps=14000, batch=128, lr=2e-3),
-    "fine-clip": Recipe(steps=3000, batch=128, lr=1.5e-3, pictures=120_000),
+    "clip": Recipe(steps=5000, batch=128, lr=2e-3),
+    "fine-clip": Recipe(steps=2800, batch=128, lr=1.5e-3, pictures=120_000),
 }
-HALF_SEEN = 0.75  # of the steps of the second stage: in these it sees a random half of every picture's patches
+HALF_SEEN = 0.9  # of the steps of the second stage: in these it sees a random half of every picture's patches
 GROUP = 16  # pictures of a batch that are of one colour and background
 NEAR_MISSES = 2  # captions a picture, besides all those of the batch's other pictures, that are not true of it
 WAYS_TO_MISS = ("shape", "shape", "pattern", "pattern", "background", "style")  # the harder to see, the oftener
