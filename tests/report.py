@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 from tests.judge import Judge, load_judge, to_tensor
 from tinyldm.checkpoint import load_checkpoint
 from tinyldm.embeddings import load_embeddings
-from tinyldm.images import contact_sheet, save_image
+from tinyldm.images import contact_sheet, save_image, to_images
 from tinyldm.inversion import add_concepts
 from tinyldm.lab.captions import medium, name, plural, with_articles
 from tinyldm.lab.drawing import STYLES, draw
@@ -234,9 +234,13 @@ def report_autoencoder(model: LatentDiffusion, judge: Judge, count: int) -> None
     print(f"autoencoder: the judge reads the pattern in {share:.0%} of {len(rows)} decoded pictures")
 
 
-def report_prompts(weights: Path, judge: Judge, share: float, sheets: Path | None) -> dict[str, float]:
+def report_prompts(
+    weights: Path, judge: Judge, share: float, sheets: Path | None, guidance: float | None = None
+) -> dict[str, float]:
     """share: of the number of prompts. Returns {"what is asked: what is checked": share of the pictures}."""
     model, figures = load_checkpoint(weights), {}
+    if guidance is not None:
+        model.defaults = replace(model.defaults, guidance=guidance)
     for number, (what, (questions_of, count)) in enumerate(PROMPTS.items()):
         asked = questions_of(np.random.default_rng(number))
         questions = [next(asked) for _ in range(max(4, round(share * count)))]
@@ -279,7 +283,10 @@ def report_variety(weights: Path, sheets: Path | None) -> None:
     thing, background = Thing("star", "red"), "gray"
     prompt = "a photo of a red star on a gray background"
     own = [np.asarray(draw(Picture((thing,), background, seed=seed))) for seed in range(64)]
-    rows = {"the world's own": own, "samples": [np.asarray(image) for image in generate(model, [prompt] * 64)]}
+    with torch.no_grad():
+        decoded = to_images(model.decode(model.encode(to_tensor(np.stack(own)))[0]))
+    samples = generate(model, [prompt] * 64)
+    rows = {"the world's own": own, "decoded": [*map(np.asarray, decoded)], "samples": [*map(np.asarray, samples)]}
     for what, pictures in rows.items():
         print(f"variety, {what}: " + ", ".join(f"{k} {v:.3f}" for k, v in spread(pictures).items()))
     labels = list(rows)
@@ -331,13 +338,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--only", choices=["autoencoder", "prompts", "words", "variety"])
     parser.add_argument("--share", type=float, default=1.0, help="of the number of prompts (%(default)s)")
+    parser.add_argument("--guidance", type=float, help="of the prompts; default: the checkpoint's")
     parser.add_argument("--sheet", type=Path, metavar="DIR")
     options = parser.parse_args()
     judge = load_judge()
     if options.only in (None, "autoencoder"):
         report_autoencoder(load_checkpoint(options.weights), judge, round(500 * options.share))
     if options.only in (None, "prompts"):
-        report_prompts(options.weights, judge, options.share, options.sheet)
+        report_prompts(options.weights, judge, options.share, options.sheet, options.guidance)
     if options.only in (None, "variety"):
         report_variety(options.weights, options.sheet)
     if options.only in (None, "words"):
