@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,6 +169,15 @@ PROMPTS = {  # what is asked -> its questions, how many in all
 }
 
 
+def first(questions: Iterator[Question], count: int, least: int = 6) -> list[Question]:
+    """So many of them, or as many more as it takes until each of their checks has been asked for `least` times."""
+    taken, asked = [], Counter()
+    while len(taken) < count or min(asked.values(), default=0) < least:
+        taken.append(next(questions))
+        asked.update(taken[-1].checks.keys())
+    return taken
+
+
 def ask(
     model: LatentDiffusion, judge: Judge, questions: list[Question], vectors: torch.Tensor | None = None
 ) -> tuple[dict[str, float], list[Image.Image]]:
@@ -242,8 +252,7 @@ def report_prompts(
     if guidance is not None:
         model.defaults = replace(model.defaults, guidance=guidance)
     for number, (what, (questions_of, count)) in enumerate(PROMPTS.items()):
-        asked = questions_of(np.random.default_rng(number))
-        questions = [next(asked) for _ in range(max(4, round(share * count)))]
+        questions = first(questions_of(np.random.default_rng(number)), round(share * count))
         passed, images = ask(model, judge, questions)
         for check, value in passed.items():
             figures[f"{what}: {check}"] = value

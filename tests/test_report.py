@@ -86,8 +86,16 @@ def test_blue_words_may_keep_or_lose_their_second_colour():
     assert with_articles(question.prompt) == "a photo of a blue S* on a white background"
 
 
+def test_no_figure_is_of_fewer_than_six_pictures():
+    of_styles = report.first(report.styles(np.random.default_rng(8)), 6)
+    asked = [style for question in of_styles for style in question.checks]
+    assert len(asked) == 30 and {asked.count(style) for style in asked} == {6}
+    assert len(report.first(report.two(np.random.default_rng(4)), 0)) == 6
+    assert len(report.first(report.two(np.random.default_rng(4)), 7)) == 7
+
+
 def test_the_tiny_checkpoint_obeys_its_prompts(trained):
-    """What `python -m tests.report --only prompts` measures, on a twentieth of its prompts."""
+    """What `python -m tests.report --only prompts` measures, on a twentieth of its prompts, or six for each figure."""
     figures = report.report_prompts(WEIGHTS, trained, 0.05, None)
     assert len(figures) == 18
     assert min(figures.values()) >= 0.8 and np.mean(list(figures.values())) >= 0.95, figures

@@ -106,7 +106,7 @@ def test_the_learning_rate_falls_in_a_straight_line_to_zero(run, tmp_path, monke
 def test_resume_refuses_other_options_than_the_run_had(run, tmp_path):
     run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o")
     outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o", "--resume", "--lr", 0.1)
-    assert "has lr 0.01, not 0.1" in outcome.error
+    assert "has lr 0.0035, not 0.1" in outcome.error
 
 
 def test_resume_can_lengthen_a_run(run, tmp_path):

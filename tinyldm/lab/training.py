@@ -29,7 +29,11 @@ MAX_FILE_BYTES = 16_000_000
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage is trained: a short warm-up, then a cosine down to zero."""
+    """How one stage is trained: a short warm-up, then a cosine down to zero.
+
+    With restarts there is a zero at each of them too, and then the rate is that of the next cosine, which counts from
+    the first step like all of them (in SGDR, arXiv 1608.03983, each starts anew from the top).
+    """
 
     steps: int
     batch: int
@@ -37,9 +41,11 @@ class Recipe:
     pictures: int = 40_000  # to draw from the world
     warmup: int = 200
     weight_decay: float = 0.01
+    restarts: tuple[int, ...] = ()  # steps
 
     def lr_at(self, step: int) -> float:
-        progress = min(step / self.steps, 1.0)
+        end = next((restart for restart in self.restarts if step < restart < self.steps), self.steps)
+        progress = min(step / end, 1.0)
         return self.lr * min((step + 1) / self.warmup, 1.0) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
