@@ -1,7 +1,7 @@
 """Teach a frozen latent diffusion model a new word from a few pictures (Textual Inversion, arXiv 2208.01618).
 
     python train.py --images examples/striped-circle --token "S*"
-    python train.py --images examples/blueprint --token "B*" --property style
+    python train.py --images examples/blueprint --token "B*" --property style --lr 0.01 --vectors 3
     python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle" --steps 600
 
 Writes into outputs/<name>: embedding.safetensors (the word), preview.png (watch it being learned), loss.csv and
