@@ -2,7 +2,7 @@
 
     python train.py --images examples/striped-circle --token "S*"
     python train.py --images examples/blueprint --token "B*" --property style --lr 0.01 --vectors 3
-    python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle" --steps 600
+    python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle"
 
 Writes into outputs/<name>: embedding.safetensors (the word), preview.png (watch it being learned), loss.csv and
 settings.json. Ctrl-C keeps what was learned; the same command with --resume goes on from there.

@@ -51,12 +51,12 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
 
 
 def test_the_learning_rate_comes_to_zero_at_a_restart_and_goes_on_with_the_longer_cosine():
-    with_restart = Recipe(steps=1000, batch=1, lr=1.0, restarts=(600,))
+    with_restart = Recipe(steps=1000, batch=1, lr=1.0, restart=600)
     rates = [with_restart.lr_at(step) for step in range(1001)]
     assert rates[:600] == [Recipe(600, 1, 1.0).lr_at(step) for step in range(600)]
     assert rates[600:] == [Recipe(1000, 1, 1.0).lr_at(step) for step in range(600, 1001)]
     assert rates[599] < 0.001 < 0.3 < rates[600] and rates[1000] == pytest.approx(0)
-    shorter = Recipe(steps=500, batch=1, lr=1.0, restarts=(600,))
+    shorter = Recipe(steps=500, batch=1, lr=1.0, restart=600)
     assert shorter.lr_at(500) == pytest.approx(0), "a run that ends before the restart ends at zero"
 
 

@@ -27,7 +27,7 @@ class Beginning(Recipe):
     of: int = 0
 
     def lr_at(self, step: int) -> float:
-        return Recipe(self.of, self.batch, self.lr, restarts=self.restarts).lr_at(step)
+        return Recipe(self.of, self.batch, self.lr, restart=self.restart).lr_at(step)
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
             self.text_encoder.requires_grad_(False)
 
     recipe = pretrain.RECIPES["diffusion"]
-    beginning = Beginning(options.steps, recipe.batch, recipe.lr, restarts=recipe.restarts, of=recipe.steps)
+    beginning = Beginning(options.steps, recipe.batch, recipe.lr, restart=recipe.restart, of=recipe.steps)
     array, pictures = make_pictures(options.pictures, seed=0, workers=torch.get_num_threads())
     ways = {"joint": pretrain.Denoiser, "frozen": FrozenTower}
     for way, denoiser in ways.items():

@@ -85,7 +85,7 @@ EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance
 RECIPES = {  # a stage each, in this order
     **contrastive.RECIPES,
     "autoencoder": Recipe(steps=2000, batch=32, lr=2e-3),
-    "diffusion": Recipe(steps=15_000, batch=64, lr=2e-3, restarts=(9000,)),
+    "diffusion": Recipe(steps=15_000, batch=64, lr=2e-3, restart=9000),
     "decoder": Recipe(steps=3500, batch=32, lr=1e-3),
 }
 

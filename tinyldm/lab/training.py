@@ -31,8 +31,8 @@ MAX_FILE_BYTES = 16_000_000
 class Recipe:
     """How one stage is trained: a short warm-up, then a cosine down to zero.
 
-    With restarts there is a zero at each of them too, and then the rate is that of the next cosine, which counts from
-    the first step like all of them (in SGDR, arXiv 1608.03983, each starts anew from the top).
+    With a restart it is zero at that step too, and from there on the rate is that of a cosine over all steps, in the
+    middle of it (in SGDR, arXiv 1608.03983, the next cosine starts anew from the top).
     """
 
     steps: int
@@ -41,10 +41,10 @@ class Recipe:
     pictures: int = 40_000  # to draw from the world
     warmup: int = 200
     weight_decay: float = 0.01
-    restarts: tuple[int, ...] = ()  # steps
+    restart: int = 0  # a step; 0 is none
 
     def lr_at(self, step: int) -> float:
-        end = next((restart for restart in self.restarts if step < restart < self.steps), self.steps)
+        end = self.restart if step < self.restart < self.steps else self.steps
         progress = min(step / end, 1.0)
         return self.lr * min((step + 1) / self.warmup, 1.0) * 0.5 * (1 + math.cos(math.pi * progress))
 
