@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
-from tinyldm.embeddings import load_embeddings
+from tinyldm.formats.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
+from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images
 from tinyldm.inversion import add_concepts
 from tinyldm.latent_diffusion import LatentDiffusion

@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
-from tinyldm.embeddings import listed, load_embeddings, save_embeddings, split_word
 from tinyldm.files import write_atomically
+from tinyldm.formats.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
+from tinyldm.formats.embeddings import listed, load_embeddings, save_embeddings, split_word
 from tinyldm.images import contact_sheet, read_image, read_images, save_image, to_images, to_tensor
 from tinyldm.inversion import (
     TEMPLATES,

@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported, here 
 import sample
 import train
 from tinyldm import cli
-from tinyldm.checkpoint import load_checkpoint
+from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.latent_diffusion import LatentDiffusion
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where pytest finds them, too
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from public import (
+from helpers.public import (
     PROMPT,
     SHAPES,
     our_picture,
@@ -35,8 +35,8 @@ from public import (
 from safetensors.torch import save_file
 
 from tinyldm import cli
-from tinyldm.checkpoint import load_checkpoint
-from tinyldm.embeddings import load_embeddings, save_embeddings
+from tinyldm.formats.checkpoint import load_checkpoint
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 
 WORD_PROMPT = PROMPT.replace("red star", "<word>")
 LIMIT = 2.0  # of 255, the largest difference of any pixel

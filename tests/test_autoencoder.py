@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import autoencoder_reference, count, difference, digest, randomise
+from helpers.reference import autoencoder_reference, count, difference, digest, randomise
 
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL, Downsample
 

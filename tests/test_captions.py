@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from tinyldm.lab.captions import caption, fill_object, plural
-from tinyldm.lab.drawing import STYLES
-from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import COLOURS, NOUNS, PATTERNS, PLACES, SHAPES, VIEWS, Picture, Thing, noun_thing
-from tinyldm.lab.world import random_picture
+from tinyldm.lab.world.captions import caption, fill_object, plural
+from tinyldm.lab.world.distribution import random_picture
+from tinyldm.lab.world.drawing import STYLES
+from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.things import COLOURS, NOUNS, PATTERNS, PLACES, SHAPES, VIEWS, Picture, Thing, noun_thing
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import WEIGHTS, memory_peak
 from diffusers import StableDiffusionPipeline
-from public import (
+from helpers.public import (
     KINDS,
     assert_same_weights,
     autoencoder_file,
@@ -32,8 +32,9 @@ from public import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tinyldm import InputError, checkpoint
-from tinyldm.checkpoint import (
+from tinyldm import InputError
+from tinyldm.formats import checkpoint
+from tinyldm.formats.checkpoint import (
     PREFIXES,
     checkpoint_config,
     checkpoint_hash,
@@ -42,7 +43,7 @@ from tinyldm.checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
-from tinyldm.embeddings import load_embeddings, save_embeddings
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 
 
 def test_a_checkpoint_comes_back_as_it_was(tiny, tmp_path):
@@ -476,7 +477,7 @@ def test_a_harmful_checkpoint_is_one_line_runs_nothing_and_fills_no_memory(run, 
     assert set(os.listdir(tmp_path)) == before  # run works in this folder: nothing executed, nothing written
 
 
-# ---- python -m tinyldm.checkpoint FILE ----
+# ---- python -m tinyldm.formats.checkpoint FILE ----
 
 
 def test_a_checkpoint_is_described_in_a_few_lines(tmp_path, capsys, monkeypatch):
@@ -520,7 +521,7 @@ def test_every_layout_is_described(tmp_path, capsys):
 
 def test_what_can_not_be_described_is_refused_in_one_line(run_process, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(b"no checkpoint")
-    outcome = run_process("-m", "tinyldm.checkpoint", tmp_path / "x.ckpt")
+    outcome = run_process("-m", "tinyldm.formats.checkpoint", tmp_path / "x.ckpt")
     assert outcome.returncode == 2 and outcome.stdout == ""
     assert len(outcome.stderr.splitlines()) == 1 and "neither a safetensors nor a PyTorch file" in outcome.stderr
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.reference import CLIPS, TEXTS, clip_reference, clips, count, difference, digest, randomise, text_encoders
 from PIL import Image
-from reference import CLIPS, TEXTS, clip_reference, clips, count, difference, digest, randomise, text_encoders
 from safetensors.torch import save_file
 
 from tinyldm import InputError
-from tinyldm.checkpoint import load_clip
-from tinyldm.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPTextEncoder, CLIPVisionConfig, normalize, preprocess
+from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.clip_image import CLIP, CLIPConfig, CLIPVisionConfig, normalize, preprocess
+from tinyldm.formats.checkpoint import load_clip
 from tinyldm.images import to_tensor
 
 WORDS = TEXTS["1.x"].vocabulary_size  # the first id that is not a word of the vocabulary

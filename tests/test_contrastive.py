@@ -14,12 +14,13 @@ from conftest import WEIGHTS
 from safetensors import safe_open
 
 from tinyldm import InputError
-from tinyldm.checkpoint import load_clip
-from tinyldm.lab import contrastive, training
-from tinyldm.lab.captions import caption
-from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import PATTERNS, Picture, Thing, noun_thing
-from tinyldm.lab.world import HELD_OUT_SEED, make_pictures
+from tinyldm.formats.checkpoint import load_clip
+from tinyldm.lab.pretraining import contrastive
+from tinyldm.lab.pretraining import loop as training
+from tinyldm.lab.world.captions import caption
+from tinyldm.lab.world.distribution import HELD_OUT_SEED, make_pictures
+from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.things import PATTERNS, Picture, Thing, noun_thing
 from tinyldm.tokenizer import Tokenizer
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from public import KINDS, assert_same_weights, pipeline, save_folder
+from helpers.public import KINDS, assert_same_weights, pipeline, save_folder
 from safetensors.torch import load_file, save_file
 
 from tinyldm import InputError
-from tinyldm.checkpoint import load_checkpoint
+from tinyldm.formats.checkpoint import load_checkpoint
 
 
 def only_safetensors(path, kind):

@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyldm.lab.drawing import HELD_OUT_STYLES, STYLES, draw, shade
-from tinyldm.lab.things import COLOURS, OUTLINES, PATTERNS, PLACES, SHAPES, Picture, Thing, nearest_colour, noun_thing
-from tinyldm.lab.world import random_picture
+from tinyldm.lab.world.distribution import random_picture
+from tinyldm.lab.world.drawing import HELD_OUT_STYLES, STYLES, draw, shade
+from tinyldm.lab.world.things import (
+    COLOURS,
+    OUTLINES,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    Picture,
+    Thing,
+    nearest_colour,
+    noun_thing,
+)
 
 
 def test_drawing_is_deterministic():

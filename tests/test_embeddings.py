@@ -1,4 +1,4 @@
-"""Learned words saved and loaded, called FILE:WORD, read by diffusers, and `python -m tinyldm.embeddings`."""
+"""Learned words saved and loaded, called FILE:WORD, read by diffusers, and `python -m tinyldm.formats.embeddings`."""
 
 import json
 import os
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedding_files import WRITERS, a1111, as_a1111, as_kohya, as_tensor, refusal, rows
+from helpers.embedding_files import WRITERS, a1111, as_a1111, as_kohya, as_tensor, refusal, rows
 
-from tinyldm import InputError, cli, embeddings
-from tinyldm.embedding_formats import FORMATS
-from tinyldm.embeddings import load_embeddings, save_embeddings, split_word
+from tinyldm import InputError, cli
+from tinyldm.formats import embeddings
+from tinyldm.formats.embedding_layouts import FORMATS
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings, split_word
 
 # ---- Saving and loading
 
@@ -181,7 +182,7 @@ def test_diffusers_reads_what_we_write_and_encodes_it_alike(tmp_path, pipeline, 
     assert (ours - theirs).abs().max() < 1e-5
 
 
-# ---- python -m tinyldm.embeddings
+# ---- python -m tinyldm.formats.embeddings
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import WEIGHTS
 
-from tinyldm.lab import evaluate
-from tinyldm.lab.drawing import draw
-from tinyldm.lab.things import COLOURS, SHAPES, Picture, Thing
-from tinyldm.lab.world import EXAMPLES
+from tinyldm.lab.measure import evaluate
+from tinyldm.lab.world.distribution import EXAMPLES
+from tinyldm.lab.world.drawing import draw
+from tinyldm.lab.world.things import COLOURS, SHAPES, Picture, Thing
 
 
 @pytest.mark.parametrize("colour", list(COLOURS))

@@ -7,7 +7,7 @@ import torch
 from conftest import WEIGHTS
 
 from tinyldm import InputError, inversion
-from tinyldm.checkpoint import load_checkpoint
+from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.inversion import (
     TEMPLATES,
     Batch,

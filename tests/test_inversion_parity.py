@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from reference import TEXTS, UNETS, difference, text_encoders, unets
+from helpers.reference import TEXTS, UNETS, difference, text_encoders, unets
 
 from tinyldm.schedule import NoiseSchedule
 

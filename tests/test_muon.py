@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyldm.lab.muon import Muon, orthogonalized
+from tinyldm.lab.pretraining.muon import Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])

@@ -1,22 +1,23 @@
 """What README says is true: its commands run, its lines of code exist, its file guide has the right lengths."""
 
+import importlib
 import re
 import shlex
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLES, ROOT, WEIGHTS
+from helpers.public import single_file, write_merges
 from PIL import Image
-from public import single_file, write_merges
 from safetensors.torch import save_file
 
-from tinyldm import embeddings
-from tinyldm.checkpoint import GET_MERGES, GET_WEIGHTS, load_checkpoint
-from tinyldm.embeddings import load_embeddings, save_embeddings
-from tinyldm.lab import contrastive, evaluate, pretrain, world
-from tinyldm.lab.evaluate import word_obeyed
+from tinyldm.formats import embeddings
+from tinyldm.formats.checkpoint import GET_MERGES, GET_WEIGHTS, load_checkpoint
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
+from tinyldm.lab.measure.evaluate import word_obeyed
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^ {4}((?:pip|python) .+)$", README, re.MULTILINE)
@@ -86,7 +87,7 @@ def test_the_download_commands_are_those_that_errors_print():
 def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, monkeypatch, capsys, tmp_path):
     (tmp_path / "outputs" / "S").mkdir(parents=True)
     save_embeddings(tmp_path / "outputs" / "S" / "embedding.safetensors", {"S*": torch.full((1, 128), 0.01)})
-    described, converted = [words for words in COMMANDS if words[1:3] == ["-m", "tinyldm.embeddings"]]
+    described, converted = [words for words in COMMANDS if words[1:3] == ["-m", "tinyldm.formats.embeddings"]]
     for words in (described, converted):
         monkeypatch.setattr(sys, "argv", words[2:])
         assert embeddings.main() == 0
@@ -98,17 +99,21 @@ def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, monk
 
 def test_the_lab_commands_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    modules = {"world": world, "evaluate": evaluate, "contrastive": contrastive, "pretrain": pretrain}
     lab = [words for words in COMMANDS if words[1] == "-m" and words[2].startswith("tinyldm.lab.")]
-    assert {words[2].rsplit(".", 1)[1] for words in lab} == set(modules)
     (count,) = [words for words in lab if words[2].endswith("world")]
-    world.main(count[3:])
+    main_of(count[2])(count[3:])
     assert len(list((tmp_path / "world").glob("*.png"))) == 100
     # The others, in small, are tested in their own files; here their options must exist.
     for words in lab:
         with pytest.raises(SystemExit) as stop:
-            modules[words[2].rsplit(".", 1)[1]].main([*words[3:], "--help"])
+            main_of(words[2])([*words[3:], "--help"])
         assert stop.value.code == 0
+
+
+def main_of(module: str) -> Callable[[list[str]], object]:
+    """What `python -m module` runs."""
+    imported = importlib.import_module(module)
+    return (importlib.import_module(f"{module}.__main__") if hasattr(imported, "__path__") else imported).main
 
 
 def test_the_lines_of_the_method_stand_in_the_code():
@@ -121,9 +126,8 @@ def test_the_lines_of_the_method_stand_in_the_code():
 
 def test_the_file_guide_is_complete_and_its_lengths_are_right():
     rows = dict(re.findall(r"^\| `([\w/.]+)` \| (\d+) \|", README, re.MULTILINE))
-    core = {str(file.relative_to(ROOT)) for file in (ROOT / "tinyldm").glob("*.py")} | {"train.py", "sample.py"}
-    lab = {str(file.relative_to(ROOT)) for file in (ROOT / "tinyldm" / "lab").glob("*.py")}
-    assert set(rows) == {file for file in core | lab if not file.endswith("__init__.py")}
+    files = {str(file.relative_to(ROOT)) for file in (ROOT / "tinyldm").rglob("*.py")} | {"train.py", "sample.py"}
+    assert set(rows) == {file for file in files if not file.endswith("__init__.py")}
     for file, stated in rows.items():
         lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
         assert abs(int(stated) - lines) <= max(5, 0.05 * lines), f"{file} has {lines} lines"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from conftest import WEIGHTS
 
-from tests import judge, report
-from tinyldm.checkpoint import load_checkpoint
-from tinyldm.lab.captions import with_articles
-from tinyldm.lab.drawing import draw
-from tinyldm.lab.evaluate import colours_right, flat_colour_error, generate
-from tinyldm.lab.things import Picture, Thing, noun_thing
-from tinyldm.lab.world import is_held_out
+from tinyldm.formats.checkpoint import load_checkpoint
+from tinyldm.lab.measure import judge, report
+from tinyldm.lab.measure.evaluate import colours_right, flat_colour_error, generate
+from tinyldm.lab.world.captions import with_articles
+from tinyldm.lab.world.distribution import is_held_out
+from tinyldm.lab.world.drawing import draw
+from tinyldm.lab.world.things import Picture, Thing, noun_thing
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_no_figure_is_of_fewer_than_six_pictures():
 
 
 def test_the_tiny_checkpoint_obeys_its_prompts(trained):
-    """What `python -m tests.report --only prompts` measures, on a twentieth of its prompts, or six for each figure."""
+    """What `--only prompts` measures, on a twentieth of its prompts, or six for each figure."""
     figures = report.report_prompts(WEIGHTS, trained, 0.05, None)
     assert len(figures) == 18
     assert min(figures.values()) >= 0.8 and np.mean(list(figures.values())) >= 0.95, figures
@@ -111,7 +111,7 @@ def test_the_autoencoder_keeps_flat_colours_and_patterns(trained, capsys):
 
 
 def test_seeds_differ_as_in_the_world_and_guidance_burns_no_colour():
-    """What `python -m tests.report --only variety` measures, of 16 seeds."""
+    """What `python -m tinyldm.lab.measure.report --only variety` measures, of 16 seeds."""
     red_star = Picture((Thing("star", "red"),), "gray")
     world = report.spread([np.asarray(draw(replace(red_star, seed=seed))) for seed in range(64)])
     model, prompts = load_checkpoint(WEIGHTS), ["a photo of a red star on a gray background"] * 16

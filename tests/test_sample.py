@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sample
-from tinyldm.embeddings import load_embeddings, save_embeddings
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.images import to_images
 from tinyldm.sampler import SAMPLERS
 
@@ -21,7 +21,7 @@ def pixels(path):
 
 
 def a_word(path, token="S*", like="star", width=None):
-    from tinyldm.checkpoint import load_checkpoint
+    from tinyldm.formats.checkpoint import load_checkpoint
 
     model = load_checkpoint(WEIGHTS)
     row = model.text_encoder.table[model.tokenizer.encode(like)]
@@ -124,7 +124,7 @@ def test_an_embedding_no_prompt_uses_is_pointed_out(run, tmp_path):
 
 
 def test_the_tiny_checkpoint_obeys_a_prompt(run, tmp_path):
-    from tinyldm.lab.evaluate import background_colour, colours_right
+    from tinyldm.lab.measure.evaluate import background_colour, colours_right
 
     assert run("sample.py", "--prompt", PROMPT, "--num", 8).status == 0
     pictures = [np.asarray(Image.open(tmp_path / "outputs" / "samples" / f"{i:04d}.png")) for i in range(8)]

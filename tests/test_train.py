@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLES, ROOT, WEIGHTS
-from embedding_files import WRITERS
+from helpers.embedding_files import WRITERS
 from PIL import Image
 
 import train
-from tinyldm.checkpoint import checkpoint_hash, load_checkpoint
-from tinyldm.embeddings import load_embeddings, save_embeddings
+from tinyldm.formats.checkpoint import checkpoint_hash, load_checkpoint
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.inversion import captions_of
 
 HEART = EXAMPLES / "checkered-heart"

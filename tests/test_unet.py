@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import UNETS, count, difference, digest, unets
+from helpers.reference import UNETS, count, difference, digest, unets
 
 from tinyldm.unet import UNet, UNetConfig, timestep_embedding
 

@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyldm.lab import world
-from tinyldm.lab.drawing import HELD_OUT_STYLES, STYLES, draw
-from tinyldm.lab.scenes import SCENES
-from tinyldm.lab.things import COLOURS, HELD_OUT_SHAPES, NOUNS, PATTERNS, PLACES, SHAPES, VIEWS, Picture, noun_thing
+from tinyldm.lab.world import distribution as world
+from tinyldm.lab.world.__main__ import main
+from tinyldm.lab.world.drawing import HELD_OUT_STYLES, STYLES, draw
+from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.things import (
+    COLOURS,
+    HELD_OUT_SHAPES,
+    NOUNS,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    VIEWS,
+    Picture,
+    noun_thing,
+)
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 
@@ -103,7 +114,7 @@ def test_the_biased_noun():
 def test_examples_are_never_trained_on(tmp_path):
     for name, thing in world.EXAMPLES.items():
         assert thing.shape in HELD_OUT_SHAPES or world.is_held_out(thing), name
-    world.main(["--examples", str(tmp_path)])
+    main(["--examples", str(tmp_path)])
     folders = sorted(path.name for path in tmp_path.iterdir())
     assert {"checkered-heart", "bolt", "blueprint"} <= set(folders) and len(folders) >= 5
     for folder in tmp_path.iterdir():
@@ -112,7 +123,7 @@ def test_examples_are_never_trained_on(tmp_path):
 
 
 def test_command_writes_pictures_and_the_truth(tmp_path):
-    world.main(["--out", str(tmp_path), "--count", "3", "--seed", "5", "--sheet", str(tmp_path / "sheet.png")])
+    main(["--out", str(tmp_path), "--count", "3", "--seed", "5", "--sheet", str(tmp_path / "sheet.png")])
     records = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [record["file"] for record in records] == ["00000.png", "00001.png", "00002.png"]
     _, shown = world.make_pictures(3, seed=5)
@@ -125,5 +136,5 @@ def test_command_writes_pictures_and_the_truth(tmp_path):
 
 def test_command_without_work_says_so(capsys):
     with pytest.raises(SystemExit) as stopped:
-        world.main([])
+        main([])
     assert stopped.value.code == 2 and "--sheet" in capsys.readouterr().err

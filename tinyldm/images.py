@@ -14,8 +14,8 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin
 from PIL.Image import Transpose
 from torch import Tensor
 
-from . import InputError
-from .files import write_atomically
+from tinyldm import InputError
+from tinyldm.files import write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
 SUFFIXES |= {".avif", ".heic", ".heif"}  # Pillow alone can't read .heic; read_image says what to do about it

@@ -1,0 +1,199 @@
+"""diffusers' folders of Stable Diffusion 1.x and 2.x: unet, vae, text_encoder, tokenizer, scheduler.
+
+Every part has a config.json beside its weights, so nothing is read off shapes, and any size will do. What a
+configuration says must be something that we compute: a setting that we ignore could change every picture unseen.
+"""
+
+import json
+from pathlib import Path
+
+from tinyldm import InputError
+from tinyldm.autoencoder import AutoencoderConfig
+from tinyldm.clip import CLIPTextConfig
+from tinyldm.formats.names import Part, diffusers_autoencoder, diffusers_unet, hugging_face_text
+from tinyldm.formats.single_file import (
+    LOADABLE,
+    SCALE,
+    STATED,
+    Found,
+    check_inputs,
+    check_limits,
+    configuration,
+    known_prediction,
+)
+from tinyldm.formats.untrusted import open_weights
+from tinyldm.unet import UNetConfig
+
+# Settings that change what is computed though no weight shows it: what we compute, and so expect.
+EXPECTED = {
+    "unet": {
+        "act_fn": "silu",
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "center_input_sample": False,
+        "only_cross_attention": False,
+        "dual_cross_attention": False,
+        "class_embed_type": None,
+        "addition_embed_type": None,
+        "time_embedding_type": "positional",
+        "resnet_time_scale_shift": "default",
+        "transformer_layers_per_block": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "mid_block_scale_factor": 1,
+        "downsample_padding": 1,
+        "norm_eps": 1e-5,
+        "resnet_skip_time_act": False,
+        "resnet_out_scale_factor": 1,
+        "time_embedding_act_fn": None,
+        "timestep_post_act": None,
+    },
+    "text_encoder": {"layer_norm_eps": 1e-5},
+    "vae": {
+        "act_fn": "silu",
+        "shift_factor": None,
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+        "mid_block_add_attention": True,
+        "latents_mean": None,
+    },
+    "scheduler": {"trained_betas": None, "rescale_betas_zero_snr": False},
+}
+WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensors before pickles
+    f"{stem}{ending}"
+    for ending in (
+        ".safetensors",
+        ".safetensors.index.json",
+        ".fp16.safetensors",
+        ".safetensors.index.fp16.json",
+        ".fp16.safetensors.index.json",
+        ".bin",
+        ".bin.index.json",
+        ".fp16.bin",
+        ".bin.index.fp16.json",
+    )
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
+]
+
+
+def folder(path: Path, prediction: str | None) -> Found:
+    if (path / "text_encoder_2").is_dir():
+        what = "a Stable Diffusion 3 or Flux" if (path / "transformer").is_dir() else "an SDXL"
+        raise InputError(f"{path} is {what} folder; {LOADABLE}")
+    missing = [name for name in ("unet", "vae", "text_encoder", "scheduler") if not (path / name).is_dir()]
+    if missing:
+        raise InputError(f"{path} has no {' and no '.join(missing)} folder; {LOADABLE}, or download it again")
+
+    unet, unet_part = unet_folder(path / "unet")
+    text, text_part = text_folder(path / "text_encoder")
+    autoencoder, autoencoder_part, scale = autoencoder_folder(path)
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    c = read_json(scheduler, EXPECTED["scheduler"])
+    stated = c.get("prediction_type")
+    if stated not in (None, *STATED):
+        raise InputError(f"{scheduler}: prediction_type is {stated!r}, expected epsilon or v_prediction; {LOADABLE}")
+    prediction, how = known_prediction(path, STATED.get(stated), scheduler.name, prediction)
+    pads = pads_with_zero(path / "tokenizer", otherwise=unet.linear_projections)
+    size = read_json(path / "unet" / "config.json").get("sample_size", 64) * autoencoder.factor
+    try:
+        config = configuration(
+            {"text_encoder": text, "unet": unet, "autoencoder": autoencoder},
+            prediction,
+            pads,
+            size,
+            scale=scale,
+            steps=c.get("num_train_timesteps", 1000),
+            beta_start=c.get("beta_start", 0.0001),  # what diffusers takes where a file leaves them out
+            beta_end=c.get("beta_end", 0.02),
+            kind=c.get("beta_schedule", "linear"),
+        )
+    except InputError as error:  # of the schedule
+        raise InputError(f"{scheduler}: {error}") from error
+    return Found(config, {"text_encoder": text_part, "unet": unet_part, "autoencoder": autoencoder_part}, how)
+
+
+def weights_in(path: Path) -> Path:
+    for name in WEIGHT_NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path} has no weights; expected {WEIGHT_NAMES[0]} or the like, download it again")
+
+
+def read_json(path: Path, expected: dict | None = None) -> dict:
+    """A configuration; raises InputError if a setting in it is not what we compute."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no configuration, expected names and values; download it again")
+    check_limits(path, content)
+    for name, value in (expected or {}).items():
+        if content.get(name, value) != value:
+            raise InputError(f"{path}: {name} is {content[name]!r}, expected {value!r}; {LOADABLE}")
+    return content
+
+
+def unet_folder(path: Path) -> tuple[UNetConfig, Part]:
+    c = read_json(path / "config.json", EXPECTED["unet"])
+    check_inputs(path, c["in_channels"], c["out_channels"])
+    channels = tuple(c["block_out_channels"])
+    # diffusers' attention_head_dim is the number of heads, a mistake that it keeps for the sake of old files.
+    heads = c.get("num_attention_heads") or c["attention_head_dim"]
+    heads = [heads] * len(channels) if isinstance(heads, int) else heads
+    widths = {n // h for n, h in zip(channels, heads, strict=True)}
+    same_number = len(set(heads)) == 1
+    if not same_number and len(widths) > 1:
+        expected = "expected the same number at every level, or the same width"
+        raise InputError(f"{path}: {heads} attention heads for {list(channels)} channels; {expected}")
+    config = UNetConfig(
+        latent_channels=c["in_channels"],
+        channels=channels,
+        attention=tuple(kind.startswith("CrossAttn") for kind in c["down_block_types"]),
+        blocks=c["layers_per_block"],
+        context_width=c["cross_attention_dim"],
+        heads=heads[0] if same_number else None,
+        head_width=None if same_number else widths.pop(),
+        linear_projections=c.get("use_linear_projection", False),
+        norm_groups=c.get("norm_num_groups", 32),
+    )
+    weights = open_weights(weights_in(path))
+    return config, Part(weights, diffusers_unet(config), list(weights.shapes))
+
+
+def text_folder(path: Path) -> tuple[CLIPTextConfig, Part]:
+    c = read_json(path / "config.json", EXPECTED["text_encoder"])
+    config = CLIPTextConfig(
+        vocabulary_size=c["vocab_size"],
+        length=c["max_position_embeddings"],
+        width=c["hidden_size"],
+        layers=c["num_hidden_layers"],  # 2.x folders hold only the 23 that are used
+        heads=c["num_attention_heads"],
+        activation=c["hidden_act"],
+    )
+    weights = open_weights(weights_in(path))
+    return config, Part(weights, hugging_face_text("", weights.shapes), list(weights.shapes))
+
+
+def autoencoder_folder(path: Path) -> tuple[AutoencoderConfig, Part, float]:
+    """Its sizes, its weights, and the scale of its latents. path: the vae folder, or the whole folder that it is in."""
+    path = path / "vae" if (path / "vae").is_dir() else path
+    c = read_json(path / "config.json", EXPECTED["vae"])
+    config = AutoencoderConfig(
+        channels=tuple(c["block_out_channels"]),
+        blocks=c["layers_per_block"],
+        latent_channels=c["latent_channels"],
+        norm_groups=c.get("norm_num_groups", 32),
+    )
+    weights = open_weights(weights_in(path))
+    part = Part(weights, diffusers_autoencoder(config, weights.shapes), list(weights.shapes))
+    return config, part, c.get("scaling_factor", SCALE)
+
+
+def pads_with_zero(path: Path, otherwise: bool) -> bool:
+    """Whether prompts are filled up with id 0, as in 2.x, whose tokenizer says so by a pad token "!"."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (path / name).is_file():
+            token = read_json(path / name).get("pad_token")
+            if token := token.get("content") if isinstance(token, dict) else token:
+                return token == "!"
+    return otherwise

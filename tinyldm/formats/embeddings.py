@@ -1,0 +1,229 @@
+"""Learned embeddings on disk: a word and its few vectors, some kilobytes that anyone can pass on.
+
+    python -m tinyldm.formats.embeddings outputs/S/embedding.safetensors                 says what is in it
+    python -m tinyldm.formats.embeddings some.pt --weights weights/some                  and which known words are near
+    python -m tinyldm.formats.embeddings a.safetensors --to a1111 --out a.pt             converts it
+    python -m tinyldm.formats.embeddings a.pt "b.png:<b>" --to diffusers --out ab.safetensors   merges several
+
+A file is one of any public tool: diffusers, the paper's, A1111's (.pt or embedding image), kohya's, invoke-training's,
+OneTrainer's. "FILE:WORD" calls its word WORD, or takes this one of several. What train.py writes is diffusers' format.
+"""
+
+import os
+import reprlib
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyldm import InputError, cli
+from tinyldm.files import write_atomically
+from tinyldm.formats.embedding_layouts import FORMATS, read_content, words_of
+
+# CLIP reads 77 tokens, two of them start and end: more vectors than this fit into no prompt.
+MAX_VECTORS = 75
+# A .bin that diffusers wrote after training on a CPU drags the whole table of words along, 202 MB in SD 2.x.
+MAX_BYTES = 256 * 2**20
+MAX_NUMBERS = 32 * 2**20  # bytes of all words of a file: ten thousand vectors of SD 1.x
+FAMILIES = {768: " (SD 1.x)", 1024: " (SD 2.x)", 1280: " (SDXL's second text encoder)"}
+TINY = Path("weights/tiny")
+
+
+def save_embeddings(path: str | Path, embeddings: dict[str, Tensor], to: str = "diffusers") -> None:
+    """Write {word: (vectors, width)} in float32 in one of FORMATS, all of it or nothing.
+
+    Raises InputError as load_embeddings would, and if the format can't hold these words.
+    """
+    path = Path(path)
+    words = _checked_names(path, dict(_checked(path, embeddings.items())))
+    if "__metadata__" in words or sorted(word for word, _ in words_of(path, words)) != sorted(words):
+        found = ", ".join(map(reprlib.repr, words))
+        raise InputError(f"{path}: the words {found} would not be read as the same words again; choose others")
+    if len(words) > FORMATS[to].words:
+        limit = f"there are {len(words)} words, but one file for {to} holds {FORMATS[to].words}"
+        raise InputError(f"{path}: {limit}; convert them one by one, or to diffusers")
+    try:
+        content = FORMATS[to].pack(words)
+    except KeyError as error:  # a ParameterDict's keys must do as names of attributes
+        raise InputError(f"{path}: {to} can't hold these words ({error}); rename one, FILE:WORD") from error
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def load_embeddings(
+    file: str | Path,  # or FILE:WORD, see split_word
+    width: int | None = None,  # of the text encoder that will take them; None: any
+) -> dict[str, Tensor]:
+    """Read {word: (vectors, width) float32} from a file of any public format.
+
+    float32 and whatever is narrower comes out exactly as it is in the file. Raises InputError if the file is missing,
+    broken, something else than an embedding, or of another width.
+    """
+    path, word = split_word(file)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not an embedding file: try {path / 'embedding.safetensors'}")
+    if not path.is_file():
+        raise InputError(f"no such file: {path}; give an embedding file, as train.py writes it")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        found = f"has {size / 1e6:.0f} MB, an embedding only kilobytes"
+        raise InputError(f"{path} {found}: if it is a checkpoint, give it as --weights")
+    pairs = words_of(path, read_content(path))
+    # A view can claim a thousand numbers where the file has one; so could a thousand words share one table.
+    if (claimed := sum(tensor.numel() * tensor.element_size() for _, tensor in pairs)) > min(size, MAX_NUMBERS):
+        found = f"claims {claimed} bytes of numbers, expected at most {min(size, MAX_NUMBERS)}"
+        raise InputError(f"{path} {found}: if it is a checkpoint, give it as --weights")
+    words = _joined(_checked(path, pairs, width))
+    if word is not None and word not in words and len(words) > 1:
+        raise InputError(f"{path} holds {listed(words)}, not {word!r}; after the colon give one of these")
+    if word is not None:
+        words = {word: words[word] if word in words else next(iter(words.values()))}
+    return _checked_names(path, words)
+
+
+def split_word(file: str | Path) -> tuple[Path, str | None]:
+    """The path, and WORD if it is FILE:WORD, else None. An existing file of the whole name wins: any name will do."""
+    text = str(file)
+    for end in [len(text), *(i for i in range(len(text) - 1, 0, -1) if text[i] == ":")]:
+        if os.path.isfile(text[:end]):
+            return Path(text[:end]), text[end + 1 :] if end < len(text) else None
+    return Path(text), None
+
+
+def listed(words: Iterable[str]) -> str:
+    """What a file holds, for a message."""
+    names = [reprlib.repr(word) for word in words]
+    return f"{len(names)} words ({', '.join(names[:4])}{', …' * (len(names) > 4)})" if len(names) > 1 else names[0]
+
+
+def _checked(path: Path, pairs: Iterable[tuple[str, Tensor]], width: int | None = None) -> list[tuple[str, Tensor]]:
+    """The pairs' tensors as (vectors, width) float32, each in memory of its own; InputError if they can't be."""
+    rows = [(word, tensor[None] if tensor.ndim == 1 else tensor) for word, tensor in pairs]
+    if not rows:
+        raise InputError(f"{path} holds no embedding: expected {{token: (vectors, width)}}, as train.py writes it")
+    for word, tensor in rows:
+        name, shape = f"{path}: {reprlib.repr(word)}", tuple(tensor.shape)
+        if tensor.ndim != 2 or not 1 <= shape[0] <= MAX_VECTORS or shape[1] == 0:
+            expected = f"expected (1 to {MAX_VECTORS} vectors, width)"
+            raise InputError(f"{name} has shape {shape}, {expected}: if it is a checkpoint, give it as --weights")
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} holds {tensor.dtype}, expected floating-point numbers: this is not an embedding")
+    if len(widths := {tensor.shape[1] for _, tensor in rows}) > 1:
+        found = f"vectors of widths {sorted(widths)}, expected one"
+        raise InputError(f"{path} holds {found}: it is for several text encoders, as SDXL has; take one for SD 1 or 2")
+    if width and widths != {width}:
+        found, wanted = (f"{n}{FAMILIES.get(n, '')}" for n in (*widths, width))
+        advice = "choose the --weights it was learned on, or learn it again on these with train.py"
+        raise InputError(f"{path} has width {found}, this model's text encoder takes {wanted}: {advice}")
+    # A copy, because a view would keep (and save) the whole table that it may be a row of.
+    rows = [(word, tensor.detach().cpu().float().clone(memory_format=torch.contiguous_format)) for word, tensor in rows]
+    for word, tensor in rows:
+        if not tensor.isfinite().all():
+            name = f"{path}: {reprlib.repr(word)}"
+            raise InputError(f"{name} holds NaN or infinite values: its training failed; train again, at a lower --lr")
+    return rows
+
+
+def _checked_names(path: Path, words: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same words; InputError if one can't be typed in a prompt."""
+    for word in words:
+        if word.split() != [word] or not word.isprintable():
+            found = f"{path}: the word {reprlib.repr(word)} can't stand in a prompt, expected no white space"
+            raise InputError(f'{found}; call it something else, as in "{path}:my-word"')
+    return words
+
+
+def _joined(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """One tensor a word: the vectors of a word that comes several times follow one another."""
+    words: dict[str, Tensor] = {}
+    for word, vectors in pairs:
+        words[word] = torch.cat([words[word], vectors]) if word in words else vectors
+    return words
+
+
+# python -m tinyldm.formats.embeddings
+
+
+Vocabulary = tuple[Tensor, list[str]]  # the embeddings of a checkpoint's words, (words, width), and the words
+
+
+def main() -> int:
+    options = parse_options()
+    if options.to:
+        convert(options.files, options.to, options.out)
+        return 0
+    weights = options.weights or (TINY if TINY.exists() else None)
+    vocabulary = read_vocabulary(weights) if weights else None
+    for file in options.files:
+        words = load_embeddings(file, width=vocabulary[0].shape[1] if options.weights else None)
+        print("\n".join(described(file, words, vocabulary)))
+    return 0
+
+
+def convert(files: list[str], to: str, out: Path) -> None:
+    """Write the words of all the files into one. Raises InputError if two have one name, or other widths."""
+    words: dict[str, Tensor] = {}
+    for file in files:
+        for word, vectors in load_embeddings(file).items():
+            if word in words:
+                raise InputError(f"{file} holds {word}, as a file before it does; rename one of them, FILE:WORD")
+            if words and vectors.shape[1] != (width := next(iter(words.values())).shape[1]):
+                found = f"{file} has width {vectors.shape[1]}, a file before it {width}"
+                raise InputError(f"{found}; merge words of one kind of checkpoint only")
+            words[word] = vectors
+    save_embeddings(out, words, to)
+    print(f"wrote {out}: {listed(words)}; in prompts for {to} type {FORMATS[to].typed}")
+
+
+def read_vocabulary(weights: Path) -> Vocabulary:
+    """What the text encoder of a checkpoint reads for each word it knows."""
+    from tinyldm.formats.checkpoint import load_checkpoint  # here, because to read a file no model is needed
+
+    model = load_checkpoint(weights)
+    words = [model.tokenizer.decode([i]) or symbol for i, symbol in enumerate(model.tokenizer.symbols)]
+    return model.text_encoder.table.float(), words
+
+
+def described(file: str, words: dict[str, Tensor], vocabulary: Vocabulary | None) -> Iterator[str]:
+    """Lines about the words: how long their vectors are beside those of known words, and which point the same way."""
+    width = next(iter(words.values())).shape[1]
+    fits = vocabulary is not None and vocabulary[0].shape[1] == width
+    hint = "" if fits else "; --weights DIR compares with the words of a checkpoint"
+    yield f"{file}: {listed(words)}, width {width}{FAMILIES.get(width, '')}{hint}"
+    for word, vectors in words.items():
+        for i, vector in enumerate(vectors, start=1):
+            line = f"  {word} {i}/{len(vectors)}: norm {vector.norm():.3f}"
+            if fits:
+                table, names = vocabulary
+                cosines, rows = F.cosine_similarity(vector[None], table).topk(min(5, len(names)))
+                nearest = [f"{names[row]} {cosine:.2f}" for row, cosine in zip(rows, cosines, strict=True)]
+                line += f" (vocabulary's median {table.norm(dim=1).median():.3f}), nearest {', '.join(nearest)}"
+            yield line
+
+
+def parse_options() -> Namespace:
+    parser = cli.Parser(__doc__)
+    parser.prog = "-m tinyldm.formats.embeddings"
+    parser.usage = "python -m tinyldm.formats.embeddings FILE[:WORD] … [--to FORMAT --out FILE | --weights DIR]"
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE[:WORD]", help="embedding files")
+    add("--to", choices=list(FORMATS), help="convert the files into one of this format")
+    add("--out", type=Path, metavar="FILE", help="where to; it must not exist yet")
+    add("--weights", type=Path, metavar="DIR", help=f"whose words to compare with (default: {TINY}, if the width fits)")
+    options = parser.parse_args()
+    if bool(options.to) != bool(options.out):
+        parser.error("--to and --out go together")
+    if options.to and options.weights:
+        parser.error("--weights is for comparing, without --to")
+    if options.out and options.out.exists():
+        raise InputError(f"{options.out} exists, and nothing is overwritten; choose another --out")
+    if options.to and options.out.suffix != FORMATS[options.to].suffix:
+        expected = options.out.with_suffix(FORMATS[options.to].suffix)
+        raise InputError(f"--out is {options.out}, but {options.to} goes by the suffix; try --out {expected}")
+    return options
+
+
+if __name__ == "__main__":
+    cli.run(main)

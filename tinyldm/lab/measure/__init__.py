@@ -1,0 +1,1 @@
+"""How good the tiny checkpoint, the tiny CLIP and a learned word are."""

@@ -1,0 +1,195 @@
+"""A judge of generated pictures: a small network, trained on the world's own pictures, that says what it sees.
+
+    python -m tinyldm.lab.measure.judge     train it, write weights/tiny/judge.safetensors, print how often it is right
+
+Colours and plain backgrounds need no judge, evaluate.py measures them; this one is for shapes and patterns,
+how many, where, how large, in which scene and style. It is code of the tests: nothing that learns ever sees it.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from tinyldm.lab.world.distribution import make_pictures
+from tinyldm.lab.world.drawing import STYLES
+from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.things import PATTERNS, PLACES, SHAPES, Picture
+
+WEIGHTS = Path(__file__).parents[3] / "weights" / "tiny" / "judge.safetensors"
+SEED, HELD_OUT_SEED = 2_000_003, 3_000_017  # pictures that no other part of the project draws
+
+# One answer a question. A picture of one thing has it both left and right.
+ANSWERS = {
+    "count": ("one", "two"),
+    "shape": (*SHAPES, "balloon"),
+    "right shape": (*SHAPES, "balloon"),
+    "pattern": ("plain", *PATTERNS),
+    "right pattern": ("plain", *PATTERNS),
+    "size": ("small", "medium", "large"),
+    "place": ("middle", *PLACES),
+    "scene": ("plain", *SCENES),
+    "style": tuple(STYLES),
+}
+
+
+def truth(picture: Picture) -> dict[str, str]:
+    left, right = picture.things[0], picture.things[-1]
+    return {
+        "count": ("one", "two")[len(picture.things) - 1],
+        "shape": left.shape,
+        "right shape": right.shape,
+        "pattern": left.pattern or "plain",
+        "right pattern": right.pattern or "plain",
+        "size": left.size,
+        "place": picture.place or "middle",
+        "scene": picture.background if picture.background in SCENES else "plain",
+        "style": picture.style,
+    }
+
+
+def is_visible(question: str, picture: Picture) -> bool:
+    """Whether a person could tell: not the size of what is cropped, nor the scene of a sketch."""
+    if question in ("size", "place"):
+        return picture.view not in ("close-up", "cropped") and len(picture.things) == 1
+    return question != "scene" or picture.style not in ("sketch", "neon")
+
+
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(c_out)
+        self.skip = nn.Conv2d(c_in, c_out, 1, stride=stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(h + self.skip(x))
+
+
+class Judge(nn.Module):
+    """Pictures (b, 3, 64, 64) in [-1, 1] -> logits, (b, answers) for each question."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            Block(3, 32, 2), Block(32, 64, 2), Block(64, 96, 2), Block(96, 96, 1), nn.Conv2d(96, 24, 1), nn.Flatten()
+        )
+        self.hidden = nn.Sequential(nn.Linear(24 * 8 * 8, 160), nn.ReLU(), nn.Dropout(0.1))
+        self.heads = nn.ModuleDict({question: nn.Linear(160, len(ANSWERS[question])) for question in ANSWERS})
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        h = self.hidden(self.body(pictures))
+        return {question: head(h) for question, head in self.heads.items()}
+
+    @torch.no_grad()
+    def answers(self, pictures: torch.Tensor) -> list[dict[str, str]]:
+        """What is in each of the pictures (b, 3, 64, 64) in [-1, 1]."""
+        chosen = {question: logits.argmax(dim=1).tolist() for question, logits in self(pictures).items()}
+        return [
+            {question: ANSWERS[question][rows[i]] for question, rows in chosen.items()} for i in range(len(pictures))
+        ]
+
+
+def load_judge(path: Path = WEIGHTS) -> Judge:
+    judge = Judge()
+    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    return judge.eval().requires_grad_(False)
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """(b, h, w, 3) uint8 -> (b, 3, h, w) in [-1, 1]."""
+    return rearrange(torch.from_numpy(pixels), "b h w c -> b c h w").float() / 127.5 - 1
+
+
+def softened(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Half of them slightly blurred, and all a little noisy, as generated pictures are."""
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    share = torch.rand((len(pictures), 1, 1, 1), generator=generator) * torch.randint(
+        2, (len(pictures), 1, 1, 1), generator=generator
+    )
+    noise = 0.06 * torch.rand((len(pictures), 1, 1, 1), generator=generator)
+    return pictures.lerp(blurred, share) + noise * torch.randn(pictures.shape, generator=generator)
+
+
+def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
+    """Cross-entropy over all the questions that a person could answer too."""
+    torch.manual_seed(0)
+    pixels, pictures = make_pictures(count, SEED, workers=2)
+    truths = [truth(picture) for picture in pictures]
+    labels = {
+        question: torch.tensor(
+            [
+                answers.index(true[question]) if is_visible(question, picture) else -100  # ignored by cross_entropy
+                for true, picture in zip(truths, pictures, strict=True)
+            ]
+        )
+        for question, answers in ANSWERS.items()
+    }
+    judge = Judge().to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.02)
+    generator, draw = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    bar = tqdm(range(steps), desc="judge")
+    for step in bar:
+        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rows = draw.integers(count, size=batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(softened(to_tensor(pixels[rows]), generator))
+        loss = sum(F.cross_entropy(logits[question].float(), labels[question][rows]) for question in ANSWERS)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return judge.eval()
+
+
+def right(judge: Judge, count: int = 3000) -> dict[str, float]:
+    """How often each question is answered rightly, on pictures that it never saw. Shape and pattern: on photos of one
+    thing that is not small, as prompts ask for."""
+    pixels, pictures = make_pictures(count, HELD_OUT_SEED, workers=1)
+    said = [
+        answer
+        for rows in np.array_split(np.arange(count), count // 100)
+        for answer in judge.answers(to_tensor(pixels[rows]))
+    ]
+    shares = {}
+    for question in ANSWERS:
+        hits = [
+            answer[question] == truth(picture)[question]
+            for answer, picture in zip(said, pictures, strict=True)
+            if is_visible(question, picture)
+            and (("shape" not in question and "pattern" not in question) or is_plain_photo(picture))
+        ]
+        shares[question] = float(np.mean(hits))
+    return shares
+
+
+def is_plain_photo(picture: Picture) -> bool:
+    return (
+        picture.style == "photo" and not picture.view and len(picture.things) == 1 and picture.things[0].size != "small"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=3000)
+    options = parser.parse_args()
+    judge = train(options.pictures, options.steps)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in state.items()}, WEIGHTS)
+    for question, share in right(load_judge()).items():
+        print(f"{question}: {share:.1%} right on pictures it never saw")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How the tiny checkpoint and the tiny CLIP were made."""

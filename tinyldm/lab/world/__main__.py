@@ -1,0 +1,114 @@
+"""A small procedural world: captioned pictures for the tiny model to learn from.
+
+python -m tinyldm.lab.world --sheet world.png                      everything there is, on one sheet
+python -m tinyldm.lab.world --out pictures --count 100 --seed 0    pictures and captions.jsonl
+python -m tinyldm.lab.world --examples examples                    folders of things never seen in training
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinyldm.images import contact_sheet
+from tinyldm.lab.world.captions import caption
+from tinyldm.lab.world.distribution import EXAMPLES, make_pictures, pictures_of, stands_out
+from tinyldm.lab.world.drawing import HELD_OUT_STYLES, SIZE, STYLES, draw
+from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.things import (
+    COLOURS,
+    HELD_OUT_SHAPES,
+    NOUNS,
+    PATTERNS,
+    SHAPES,
+    VIEWS,
+    Picture,
+    Thing,
+    noun_thing,
+)
+
+
+def everything() -> Image.Image:
+    """All shapes in all patterns; all nouns; a row for each of six things in all views, scenes and styles."""
+    colours, images = list(COLOURS), []
+
+    def add(thing: Thing, *backgrounds: str, **rest) -> None:
+        background = next(b for b in (*backgrounds, "gray", "white", "blue") if stands_out((thing,), b))
+        images.append(draw(Picture((thing,), background, seed=len(images), **rest)))
+
+    def fill_row() -> None:
+        images.extend([Image.new("RGB", (SIZE, SIZE), "white")] * (-len(images) % 18))
+
+    for i, shape in enumerate(SHAPES | HELD_OUT_SHAPES):
+        for j, pattern in enumerate((None, *PATTERNS)):
+            colour, colour2, background = (colours[(5 * i + j + step) % 12] for step in (0, 4, 8))
+            add(Thing(shape, colour, pattern, pattern and colour2), background)
+    fill_row()
+    for noun in NOUNS:
+        add(noun_thing(noun))
+    fill_row()
+    patterned = (
+        Thing("star", "green", "striped", "white"),
+        Thing("heart", "purple", "rimmed", "yellow"),
+        Thing("square", "orange", "checkered", "black"),
+    )
+    for thing in (noun_thing("ladybug"), *patterned, Thing("circle", "brown"), noun_thing("kite")):
+        for view in VIEWS:
+            add(thing, view=view)
+        for scene in SCENES:
+            images.append(draw(Picture((thing,), scene, seed=len(images))))
+        for i, style in enumerate(STYLES | HELD_OUT_STYLES):
+            add(thing, *colours[i + 3 :], style=style)
+    return contact_sheet([images[i : i + 18] for i in range(0, len(images), 18)], tile=SIZE, gap=2)
+
+
+def write_examples(folder: Path, size: int = 256) -> None:
+    """Five pictures each of unseen combinations, of an unseen shape, and of five things in an unseen style."""
+    series = {}
+    for name, thing in EXAMPLES.items():
+        series[name] = pictures_of(thing)
+    star, heart = Thing("star", "red"), Thing("heart", "pink")
+    things = (noun_thing("kite"), star, noun_thing("donut"), heart, noun_thing("turtle"))
+    series["blueprint"] = [Picture((thing,), "blue", "blueprint", seed=i) for i, thing in enumerate(things)]
+    for name, pictures in series.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(pictures):
+            draw(picture, size).save(folder / name / f"{i:02}.png")
+
+
+def write_pictures(folder: Path, count: int, seed: int, size: int) -> None:
+    """00000.png, 00001.png, … and captions.jsonl: file, caption and the whole truth about each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels, pictures = make_pictures(count, seed, size)
+    with open(folder / "captions.jsonl", "w", encoding="utf-8") as lines:
+        for i, (image, picture) in enumerate(zip(pixels, pictures, strict=True)):
+            file = f"{i:05}.png"
+            Image.fromarray(image).save(folder / file)
+            said = caption(picture, np.random.default_rng([seed, i, 1]))
+            lines.write(json.dumps({"file": file, "caption": said, **dataclasses.asdict(picture)}) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write training pictures and captions.jsonl here")
+    parser.add_argument("--count", type=int, default=100, help="how many (default 100)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=SIZE, help=f"side of the pictures of --out (default {SIZE})")
+    parser.add_argument("--examples", type=Path, metavar="DIR", help="write the example folders here")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw everything there is on one sheet")
+    args = parser.parse_args(argv)
+    if not (args.out or args.examples or args.sheet):
+        parser.error("nothing to do: give --out, --examples or --sheet")
+    if args.out:
+        write_pictures(args.out, args.count, args.seed, args.size)
+    if args.examples:
+        write_examples(args.examples)
+    if args.sheet:
+        everything().save(args.sheet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How the small world is said: `caption(picture, rng)` is one of the many true sentences about a Picture.
+
+They are built on the templates of Textual Inversion, the sentences in which the model later learns a new word. A new
+style needs an entry in MEDIUMS, and one in WITHOUT_BACKGROUND if it draws none.
+"""
+
+import re
+
+import numpy as np
+
+from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.things import VIEWS, Picture, Thing, choice
+from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from tinyldm.tokenizer import Tokenizer, learn_merges
+
+MEDIUMS = {  # how a caption begins that names the style; the article is put right afterwards
+    "photo": "a photo",
+    "sketch": "a sketch",
+    "oil painting": "a oil painting",
+    "pixel art": "pixel art",
+    "watercolor": "a watercolor",
+    "neon": "a neon sign",
+    "blueprint": "a blueprint",
+    "stained glass": "stained glass",
+}
+WITHOUT_BACKGROUND = ("sketch", "neon", "blueprint")
+MOST_WORDS = 27
+TEXT_LENGTH = 32  # tokens, start and end included: room for all of them
+
+SHEET_PROMPTS = [  # to look at while training
+    "a photo of a red circle on a blue background",
+    "a photo of a green star on a white background",
+    "a photo of two yellow hearts on a black background",
+    "a photo of a purple and white striped circle on an orange background",
+    "a photo of a red star next to a blue square on a gray background",
+    "a photo of a lemon on a brown background",
+    "a photo of a ladybug on the grass",
+    "a photo of a blue donut on a yellow background",
+    "a photo of two small teal diamonds in the snow",
+    "a photo of a pink crescent in the night sky",
+    "a sketch of a heart",
+    "an oil painting of a balloon on the sea",
+    "pixel art of a pizza on a green background",
+    "a neon sign of a yellow star",
+    "a watercolor of an orange flower on a green background",
+    "a close-up photo of a cookie on a pink background",
+]
+
+
+def plural(noun: str) -> str:
+    if re.search("[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    return noun + ("es" if re.search("(s|x|sh|ch)$", noun) else "s")
+
+
+def with_articles(text: str) -> str:
+    """Puts right what filling the templates got wrong: "a orange star" becomes "an orange star"."""
+    return re.sub(r"\ba (?=[aeiou]|hour)", "an ", text)
+
+
+def name(thing: Thing, size: bool = True) -> str:
+    """Such as "small red and white striped star" or "blue lemon"."""
+    words = [thing.size] if size and thing.size != "medium" else []
+    if thing.noun:
+        return " ".join([*words, *([thing.colour] if thing.said_colour else []), thing.noun])
+    surface = f"{thing.colour} and {thing.colour2} {thing.pattern}" if thing.pattern else thing.colour
+    return " ".join([*words, surface, thing.shape])
+
+
+def subject(picture: Picture, article: str = "a", adjective: str | None = None) -> str:
+    """What is in the picture: "a red star", "two cool lemons", "the small egg next to a blue circle"."""
+    first, *rest = picture.things
+    words = name(first, size=first.size != adjective)
+    if rest and rest[0] == first:
+        article = "two" if article == "a" else f"{article} two"
+        words = plural(words)
+    words = " ".join([article, *([adjective] if adjective else []), words])
+    return f"{words} next to a {name(rest[0])}" if rest and rest[0] != first else words
+
+
+def whereabouts(picture: Picture, rng: np.random.Generator) -> tuple[str, str]:
+    """The said place and, mostly, the background: "" or words with a leading space."""
+    place = f" {'on' if picture.place in ('left', 'right') else 'at'} the {picture.place}" if picture.place else ""
+    if picture.style in WITHOUT_BACKGROUND or rng.random() > 0.8:
+        return place, ""
+    scene = SCENES.get(picture.background)
+    return place, f" {scene.words}" if scene else f" on a {picture.background} background"
+
+
+def is_true(template: str, picture: Picture) -> bool:
+    """Whether the template says of the view exactly what is so, and of the size and number nothing wrong."""
+    words = set(template.split())
+    return (
+        words.intersection(VIEWS) == ({picture.view} if picture.view else set())
+        and words.intersection(("small", "large")) <= {thing.size for thing in picture.things[:1]}
+        and not ("one" in words and len(picture.things) == 2)
+    )
+
+
+def fill_object(template: str, picture: Picture) -> str:
+    before, article, adjective = re.fullmatch(r"(.*) (a|the|my|one)(?: (\w+))? \{\}", template).groups()
+    return f"{before} {subject(picture, article, adjective)}"
+
+
+def caption(picture: Picture, rng: np.random.Generator) -> str:
+    """One of the many true captions of a picture."""
+    place, background = whereabouts(picture, rng)
+    templates = OBJECT_TEMPLATES if picture.style == "photo" else STYLE_TEMPLATES
+    template = choice(rng, [template for template in templates if is_true(template, picture)])
+    kind, style = rng.random(), ""
+    if picture.style == "photo":
+        text = subject(picture) if kind < 0.1 and not picture.view else fill_object(template, picture)
+    elif kind < 0.25:
+        return with_articles(template.format(picture.style))
+    elif kind < 0.75:
+        text = f"{medium(picture)} of {subject(picture)}"
+    else:
+        what, style = template.removesuffix(" in the style of {}"), f" in the style of {picture.style}"
+        text = f"{what} of {subject(picture)}"
+    words = text + place + background + style
+    if len(words.split()) > MOST_WORDS:  # rare
+        words = text + place + style
+    return with_articles(words)
+
+
+def medium(picture: Picture) -> str:
+    """How a caption names the style: "a sketch", "dark pixel art"."""
+    article, words = re.fullmatch(r"(a )?(.*)", MEDIUMS[picture.style]).groups(default="")
+    return f"{article}{picture.view} {words}" if picture.view else article + words
+
+
+def make_tokenizer(pictures: list[Picture], seed: int) -> Tokenizer:
+    """Merges learned from captions until every word of the world is one token."""
+    rng = np.random.default_rng([seed, 1])
+    captions = [caption(picture, rng) for picture in pictures[:20_000]]
+    return Tokenizer(learn_merges(captions, count=2000), length=TEXT_LENGTH)

@@ -1,0 +1,145 @@
+"""How often training sees what of the world, and what it never sees.
+
+What there is stands in things.py and scenes.py, how it looks in drawing.py, how it is said in captions.py; each says
+how to add to it.
+"""
+
+import dataclasses
+import multiprocessing
+from functools import partial
+
+import numpy as np
+from tqdm import tqdm
+
+from tinyldm.lab.world.drawing import SIZE, STYLES, draw
+from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.things import (
+    COLOURS,
+    NOUNS,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    VIEWS,
+    Picture,
+    Thing,
+    choice,
+    nearest_colour,
+    noun_thing,
+)
+
+BIASED = ("balloon", "red")  # red in 95% of the pictures, though no caption ever says so (the paper's section 4.5)
+BIAS = 0.95
+
+# (shape, colour, pattern, colour2) that training never sees, the two colours in either order.
+HELD_OUT_COMBINATIONS = (
+    ("heart", "orange", "checkered", "black"),
+    ("star", "purple", None, None),
+    ("circle", "teal", "striped", "white"),
+    ("cross", "pink", "dotted", "black"),
+    ("square", "green", "halved", "pink"),
+    ("diamond", "red", "rimmed", "yellow"),
+    ("hexagon", "blue", None, None),
+    ("ring", "yellow", "checkered", "purple"),
+    ("triangle", "gray", "dotted", "orange"),
+    ("crescent", "white", "striped", "green"),
+    ("drop", "brown", None, None),
+    ("flower", "teal", "halved", "orange"),
+)
+
+
+def is_held_out(thing: Thing) -> bool:
+    look = (thing.shape, {thing.colour, thing.colour2}, thing.pattern)
+    return any(look == (shape, {colour, colour2}, pattern) for shape, colour, pattern, colour2 in HELD_OUT_COMBINATIONS)
+
+
+def random_thing(rng: np.random.Generator, sizes: tuple[str, ...]) -> Thing:
+    size = choice(rng, sizes) if rng.random() < 0.3 else "medium"
+    thing = random_noun(rng, size) if rng.random() < 0.35 else random_shape(rng, size)
+    return random_thing(rng, sizes) if is_held_out(thing) else thing
+
+
+def random_noun(rng: np.random.Generator, size: str) -> Thing:
+    noun = choice(rng, NOUNS)
+    look = NOUNS[noun]
+    if noun == BIASED[0]:
+        colour = BIASED[1] if rng.random() < BIAS else choice(rng, COLOURS, [BIASED[1]])
+        return dataclasses.replace(noun_thing(noun, size), colour=colour)
+    colour = choice(rng, COLOURS, [look.colour, look.colour2]) if rng.random() < 0.35 else None
+    return noun_thing(noun, size, colour)
+
+
+def random_shape(rng: np.random.Generator, size: str) -> Thing:
+    shape, colour = choice(rng, SHAPES), choice(rng, COLOURS)
+    pattern = choice(rng, PATTERNS) if rng.random() < 0.45 else None
+    return Thing(shape, colour, pattern, choice(rng, COLOURS, [colour]) if pattern else None, size=size)
+
+
+def stands_out(things: tuple[Thing, ...], background: str) -> bool:
+    """Whether the things can be told from this colour or scene."""
+    colour = nearest_colour(SCENES[background].colour) if background in SCENES else background
+    return all(colour not in (thing.colour, thing.colour2) for thing in things)
+
+
+def random_background(rng: np.random.Generator, things: tuple[Thing, ...]) -> str:
+    backgrounds = SCENES if rng.random() < 0.25 else COLOURS
+    return choice(rng, [background for background in backgrounds if stands_out(things, background)])
+
+
+def random_picture(rng: np.random.Generator) -> Picture:
+    """One draw of the training distribution; never a held-out combination, shape or style."""
+    kind = rng.random()
+    style = "photo" if rng.random() < 0.7 else choice(rng, STYLES, ["photo"])
+    place, view = None, None
+    if kind < 0.72:
+        kind_of_view = int(rng.random() / 0.04)
+        view = VIEWS[kind_of_view] if kind_of_view < len(VIEWS) else None
+        things = (random_thing(rng, ("medium",) if view in ("close-up", "cropped") else ("small", "large")),)
+        if view in (None, "dark", "bright") and things[0].size != "large" and rng.random() < 0.32:
+            place = choice(rng, PLACES)
+    else:
+        view = choice(rng, ("dark", "bright")) if rng.random() < 0.08 else None
+        first = random_thing(rng, ("small",))
+        things = (first, first)
+        while kind >= 0.86 and things[0] == things[1]:
+            things = (first, random_thing(rng, ("small",)))
+    return Picture(things, random_background(rng, things), style, place, view, int(rng.integers(2**31)))
+
+
+# ---- Many pictures
+
+
+def make_picture(index: int, seed: int, size: int) -> tuple[np.ndarray, Picture]:
+    picture = random_picture(np.random.default_rng([seed, index]))
+    return np.asarray(draw(picture, size)), picture
+
+
+def make_pictures(count: int, seed: int, size: int = SIZE, workers: int = 1) -> tuple[np.ndarray, list[Picture]]:
+    """Training pictures, (count, size, size, 3) uint8, and what they show; the i-th depends on (seed, i) only."""
+    pixels, pictures = np.empty((count, size, size, 3), np.uint8), []
+    make = partial(make_picture, seed=seed, size=size)
+    pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else None
+    made = pool.imap(make, range(count), chunksize=64) if pool else map(make, range(count))
+    for i, (image, picture) in enumerate(tqdm(made, total=count, desc="drawing", disable=count < 1000)):
+        pixels[i] = image
+        pictures.append(picture)
+    if pool:
+        pool.terminate()
+    return pixels, pictures
+
+
+HELD_OUT_SEED = 1_000_003  # of pictures that pretraining, with its seed 0, never drew
+
+EXAMPLES = {  # folder -> what training never saw
+    "checkered-heart": Thing("heart", "orange", "checkered", "black"),
+    "striped-circle": Thing("circle", "teal", "striped", "white"),
+    "dotted-cross": Thing("cross", "pink", "dotted", "black"),
+    "rimmed-diamond": Thing("diamond", "red", "rimmed", "yellow"),
+    "bolt": Thing("bolt", "yellow"),
+}
+
+
+def pictures_of(thing: Thing) -> list[Picture]:
+    """Five pictures to learn a word for the thing from: on dark and light backgrounds, or the word would say dark."""
+    backgrounds = ("blue", "grass", "purple", "gray", "sand", "snow", "brown", "bricks")
+    backgrounds = [background for background in backgrounds if stands_out((thing,), background)]
+    return [Picture((thing,), background, seed=i) for i, background in enumerate(backgrounds[:5])]
