@@ -27,8 +27,8 @@ from tinyldm.sampler import SAMPLERS
 BATCH = 4  # pictures at a time: enough to keep the processor busy, few enough to fit
 
 
-def main() -> int:
-    options = parse_options()
+def main(arguments: list[str]) -> int:
+    options = parse_options(arguments)
     prompts = [prompt for prompt in read_prompts(options) for _ in range(options.num)]
     device = cli.choose_device(options.device)
     swaps = {"vae": options.vae, "prediction": options.prediction}
@@ -120,7 +120,7 @@ def fill_in_defaults(options: Namespace, model: LatentDiffusion) -> None:
     model.check_size(options.height, options.width)
 
 
-def parse_options() -> Namespace:
+def parse_options(arguments: list[str]) -> Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
@@ -142,7 +142,7 @@ def parse_options() -> Namespace:
     add("--width", type=cli.whole(1), metavar="PIXELS")
     add("--num", type=cli.whole(1), default=1, metavar="N", help="pictures of each prompt (%(default)s)")
     add("--out", type=Path, metavar="DIR", help="default: outputs/samples, numbered if it exists")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out = options.out or cli.free_folder(Path("outputs/samples"))
     return options
 

@@ -48,8 +48,8 @@ PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
 FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out"}  # between a run and its --resume
 
 
-def main() -> int:
-    options = parse_options()
+def main(arguments: list[str]) -> int:
+    options = parse_options(arguments)
     device = cli.choose_device(options.device)
     templates = read_templates(options.templates) if options.templates else None
     swaps = {"vae": options.vae, "prediction": options.prediction}
@@ -269,7 +269,7 @@ def fill_in_defaults(options: Namespace, model: LatentDiffusion) -> None:
     model.check_size(options.size, options.size)
 
 
-def parse_options() -> Namespace:
+def parse_options(arguments: list[str]) -> Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="a folder with about three to five pictures")
@@ -291,7 +291,7 @@ def parse_options() -> Namespace:
     add("--save-every", type=cli.whole(1), metavar="N", help="steps between two saves (default: as the previews)")
     add("--out", type=Path, metavar="DIR", help="default: outputs/<name of the token>, numbered if it exists")
     add("--resume", action="store_true", help="go on with the run in --out, given the same options")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     if options.out is None:
         name = re.sub(r"\W+", "-", options.token).strip("-") or "word"

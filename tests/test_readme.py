@@ -3,7 +3,6 @@
 import importlib
 import re
 import shlex
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -84,13 +83,12 @@ def test_the_download_commands_are_those_that_errors_print():
         assert repository.count("/") == 1 and files and folder.startswith("weights")
 
 
-def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, monkeypatch, capsys, tmp_path):
+def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, capsys, tmp_path):
     (tmp_path / "outputs" / "S").mkdir(parents=True)
     save_embeddings(tmp_path / "outputs" / "S" / "embedding.safetensors", {"S*": torch.full((1, 128), 0.01)})
     described, converted = [words for words in COMMANDS if words[1:3] == ["-m", "tinyldm.formats.embeddings"]]
     for words in (described, converted):
-        monkeypatch.setattr(sys, "argv", words[2:])
-        assert embeddings.main() == 0
+        assert embeddings.main(words[3:]) == 0
         assert "'S*'" in capsys.readouterr().out
     sample = [words for words in COMMANDS if words[1] == "sample.py"][-1]
     outcome = run(*sample[1:], "--steps", 2)

@@ -1,4 +1,4 @@
-"""What the two scripts share: one-line errors, and which device and dtype to compute with."""
+"""What all commands share: their options, one-line errors, and which device and dtype to compute with."""
 
 import argparse
 import signal
@@ -21,19 +21,33 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose --help is the script's docstring and whose errors are one line."""
 
     def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            prog=f"python {program()}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python {self.prog} --help")
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
-def run(script: Callable[[], int | None]) -> NoReturn:
-    """Call the script and exit; what the user can put right becomes one line and status 2, without a traceback."""
-    name = Path(sys.argv[0]).name
+def program() -> str:
+    """What was typed after `python`: "train.py", or "-m tinyldm.lab.world"."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None and spec.origin == sys.argv[0]:
+        return f"-m {spec.name.removesuffix('.__main__')}"
+    return Path(sys.argv[0]).name
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Call main with what was typed and exit; what the user can put right becomes one line and status 2, without a
+    traceback."""
+    name = program().removeprefix("-m ")
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
     try:
-        sys.exit(script())
+        sys.exit(main(sys.argv[1:]))
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, …

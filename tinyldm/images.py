@@ -115,8 +115,12 @@ def square(image: Image.Image, size: int) -> Image.Image:
 def to_tensor(images: Image.Image | list[Image.Image]) -> Tensor:
     """Pictures of one size -> (n, 3, h, w) float32 in [-1, 1]; a single picture gives n = 1."""
     images = [images] if isinstance(images, Image.Image) else images
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return rearrange(torch.from_numpy(pixels), "n h w c -> n c h w").float() / 127.5 - 1
+    return from_pixels(torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])))
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in [-1, 1]."""
+    return rearrange(pixels, "n h w c -> n c h w").float() / 127.5 - 1
 
 
 def to_images(tensor: Tensor) -> list[Image.Image]:

@@ -346,10 +346,10 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint: file or folder")
-    print("\n".join(describe(open_checkpoint(parser.parse_args(argv).file))))
+    print("\n".join(describe(open_checkpoint(parser.parse_args(arguments).file))))
 
 
 if __name__ == "__main__":

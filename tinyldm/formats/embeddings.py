@@ -149,8 +149,8 @@ def _joined(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 Vocabulary = tuple[Tensor, list[str]]  # the embeddings of a checkpoint's words, (words, width), and the words
 
 
-def main() -> int:
-    options = parse_options()
+def main(arguments: list[str]) -> int:
+    options = parse_options(arguments)
     if options.to:
         convert(options.files, options.to, options.out)
         return 0
@@ -203,16 +203,15 @@ def described(file: str, words: dict[str, Tensor], vocabulary: Vocabulary | None
             yield line
 
 
-def parse_options() -> Namespace:
+def parse_options(arguments: list[str]) -> Namespace:
     parser = cli.Parser(__doc__)
-    parser.prog = "-m tinyldm.formats.embeddings"
     parser.usage = "python -m tinyldm.formats.embeddings FILE[:WORD] … [--to FORMAT --out FILE | --weights DIR]"
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE[:WORD]", help="embedding files")
     add("--to", choices=list(FORMATS), help="convert the files into one of this format")
     add("--out", type=Path, metavar="FILE", help="where to; it must not exist yet")
     add("--weights", type=Path, metavar="DIR", help=f"whose words to compare with (default: {TINY}, if the width fits)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if bool(options.to) != bool(options.out):
         parser.error("--to and --out go together")
     if options.to and options.weights:
