@@ -106,6 +106,19 @@ class Checkpoint:
     merges: Path | None
 
     @property
+    def defaults(self):
+        return Defaults(**as_tuples(self.config["defaults"]))
+
+    @property
+    def text_encoder(self):
+        from types import SimpleNamespace as N
+
+        return N(config=N(width=self.config["text_encoder"]["width"]))
+
+    def sha256(self):
+        return checkpoint_hash(self.path)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys(path for part in self.parts.values() for path in part.file.paths))
 
