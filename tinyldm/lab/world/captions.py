@@ -49,6 +49,7 @@ SHEET_PROMPTS = [  # to look at while training
 
 
 def plural(noun: str) -> str:
+    """Of the last word of a name: "red cross" becomes "red crosses"."""
     if re.search("[^aeiou]y$", noun):
         return noun[:-1] + "ies"
     return noun + ("es" if re.search("(s|x|sh|ch)$", noun) else "s")
@@ -99,6 +100,7 @@ def is_true(template: str, picture: Picture) -> bool:
 
 
 def fill_object(template: str, picture: Picture) -> str:
+    """One of OBJECT_TEMPLATES, with what is in the picture, and still "a orange star"."""
     before, article, adjective = re.fullmatch(r"(.*) (a|the|my|one)(?: (\w+))? \{\}", template).groups()
     return f"{before} {subject(picture, article, adjective)}"
 
