@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 from conftest import WEIGHTS
+from tinyldm.lab.measure.evaluate import colours_right, flat_colour_error, generate
 
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.lab.measure import judge, report
-from tinyldm.lab.measure.evaluate import colours_right, flat_colour_error, generate
 from tinyldm.lab.world.captions import with_articles
 from tinyldm.lab.world.distribution import is_held_out
 from tinyldm.lab.world.drawing import draw
