@@ -2,16 +2,20 @@
 
 import math
 import signal
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tinyldm import InputError, files
 from tinyldm.lab.pretraining import loop
 from tinyldm.lab.pretraining.loop import Recipe, Training
 
+PRETRAINING = "tinyldm.lab.pretraining"
 SECTIONS = ("weights", "average", "moment1", "moment2")
 
 
@@ -117,3 +121,42 @@ def test_a_state_that_is_broken_says_so(tmp_path):
     (tmp_path / loop.STATE).write_bytes(b"not a state")
     with pytest.raises(InputError, match=r"state\.safetensors is broken .*; delete .* and run the stage again"):
         linear_training(tmp_path)
+
+
+# ---- the losses
+
+
+def test_every_fiftieth_step_is_a_row_of_the_losses(tmp_path):
+    training = Training(tmp_path / "stage", nn.Linear(1, 1), Recipe(120, 1, 1e-3), 0, "cpu")
+    training.run(lambda *_: {"loss": training.model(torch.ones(1, 1)).square().mean()}, lambda: None, math.inf)
+    again = Training(tmp_path / "stage", nn.Linear(1, 1), Recipe(150, 1, 1e-3), 0, "cpu")
+    again.run(lambda *_: {"loss": again.model(torch.ones(1, 1)).square().mean()}, lambda: None, math.inf)
+    header, *rows = (tmp_path / "stage" / "loss.csv").read_text().splitlines()
+    assert header == "step,loss"
+    assert [row.split(",")[0] for row in rows] == ["50", "100", "150"]
+
+
+def test_losses_of_all_stages_so_far_are_drawn(run, tmp_path):
+    for stage in ("autoencoder", "diffusion"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "loss.csv").write_text("step,loss,mse\n50,0.5,1\n100,0.25,1\n")
+    assert run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.png").status == 0
+    with Image.open(tmp_path / "losses.png") as image:
+        assert image.size == (960, 360)  # two panels
+        assert np.asarray(image.convert("L")).min() < 50
+    assert "try losses.png" in run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.xyz").error
+    assert not (tmp_path / "losses.xyz").exists()
+
+
+def test_losses_are_asked_for_before_there_are_any(run, tmp_path):
+    outcome = run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.png")
+    assert "found no stage's loss.csv" in outcome.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_it_says_how_to_get_it(run, tmp_path, monkeypatch):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "loss.csv").write_text("step,loss\n50,0.5\n")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    outcome = run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.png")
+    assert 'type pip install -e ".[plot]"' in outcome.error
