@@ -124,7 +124,8 @@ def test_the_file_guide_is_complete_and_its_lengths_are_right():
 
 
 def test_every_picture_exists():
-    for document in (ROOT / "README.md", ROOT / "weights" / "tiny" / "README.md"):
+    notes = ROOT / "tinyldm" / "lab" / "pretraining" / "NOTES.md"
+    for document in (ROOT / "README.md", ROOT / "weights" / "tiny" / "README.md", notes):
         for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
             with Image.open(document.parent / path) as image:
                 assert image.width > 100
