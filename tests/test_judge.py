@@ -8,7 +8,7 @@ from tinyldm.lab.world.things import Picture, Thing, noun_thing
 
 
 def test_the_judge_is_right_about_real_pictures():
-    shares = judge.right(judge.load_judge(), count=800)
+    shares = judge.shares_right(judge.load_judge(), count=800)
     assert set(shares) == set(judge.ANSWERS)
     assert min(shares.values()) >= 0.98, shares
 
@@ -28,7 +28,7 @@ def test_the_truth_is_what_the_picture_says(picture, expected):
 
 
 def test_the_command_trains_writes_and_measures_it(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "right", lambda trained, count=3000: {"shape": 0.5})
+    monkeypatch.setattr(judge, "shares_right", lambda trained, count=3000: {"shape": 0.5})
     outcome = run("tinyldm.lab.measure.judge", "--pictures", 100, "--steps", 2, "--out", tmp_path / "new.safetensors")
     assert outcome.status == 0 and outcome.out == "shape: 50.0% right on pictures it never saw\n"
     judge.load_judge(tmp_path / "new.safetensors")

@@ -14,6 +14,7 @@ from tinyldm.autoencoder import AutoencoderKL
 from tinyldm.clip import CLIPTextEncoder
 from tinyldm.formats.checkpoint import load_checkpoint, load_clip
 from tinyldm.images import from_pixels, to_images
+from tinyldm.lab.measure import report
 from tinyldm.lab.pretraining import __main__ as command
 from tinyldm.lab.pretraining import stages
 from tinyldm.lab.pretraining.loop import STATE, Job, Recipe, Training, load_section
@@ -83,6 +84,7 @@ def test_sheets_show_what_a_stage_has_learned(done, tmp_path, monkeypatch):
     """After a thousand steps, a stage draws one; here after each."""
     shutil.copytree(done / "run", tmp_path / "run")
     monkeypatch.setattr(Training.run, "__defaults__", (250, 1))
+    monkeypatch.setattr(report, "SHEET_PROMPTS", stages.SHEET_PROMPTS[:1])
     monkeypatch.setattr(stages, "SHEET_PROMPTS", stages.SHEET_PROMPTS[:1])
     monkeypatch.setattr(stages, "DEFAULTS", replace(stages.DEFAULTS, sampler_steps=2))
     pixels, pictures = make_pictures(8, 0)  # as few as the command allows

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tinyldm import InputError, cli
 from tinyldm.formats.checkpoint import load_checkpoint
+from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab import TINY, file_to_write
 from tinyldm.lab.measure.judge import load_judge
 from tinyldm.lab.measure.questions import OBJECTS
@@ -24,8 +25,9 @@ from tinyldm.lab.measure.report import (
     report_prompts,
     report_variety,
     report_words,
-    save_samples,
+    rows_of_samples,
 )
+from tinyldm.lab.world.captions import SHEET_PROMPTS
 from tinyldm.lab.world.drawing import SIZE
 
 PARTS = ("autoencoder", "prompts", "variety", "words", "examples")
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> None:
         found = f"{options.weights} makes pictures of {model.defaults.size} pixels"
         raise InputError(f"{found}, expected {SIZE}, those of the tiny world; leave out --weights")
     if options.samples:
-        save_samples(model, options.samples)
+        save_image(contact_sheet(rows_of_samples(model), labels=SHEET_PROMPTS, tile=64), options.samples)
         return
     if options.sheets:
         options.sheets.mkdir(parents=True, exist_ok=True)

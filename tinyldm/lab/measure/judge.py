@@ -138,11 +138,11 @@ def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
     }
     judge = Judge().to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.02)
-    generator, draw = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     bar = tqdm(range(steps), desc="judge")
     for step in bar:
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rows = draw.integers(count, size=batch)
+        rows = rng.integers(count, size=batch)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(softened(from_pixels(torch.from_numpy(pixels[rows])), generator))
         loss = sum(F.cross_entropy(logits[question].float(), labels[question][rows]) for question in ANSWERS)
@@ -153,7 +153,7 @@ def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
     return judge.eval()
 
 
-def right(judge: Judge, count: int = 3000) -> dict[str, float]:
+def shares_right(judge: Judge, count: int = 3000) -> dict[str, float]:
     """How often each question is answered rightly, on pictures that it never saw. Shape and pattern: on photos of one
     thing that is not small, as prompts ask for."""
     pixels, pictures = make_pictures(count, HELD_OUT_SEED, workers=1)
@@ -191,7 +191,7 @@ def main(arguments: list[str]) -> None:
     state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     with write_atomically(options.out) as temporary:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary)
-    for question, share in right(load_judge(options.out)).items():
+    for question, share in shares_right(load_judge(options.out)).items():
         print(f"{question}: {share:.1%} right on pictures it never saw")
 
 

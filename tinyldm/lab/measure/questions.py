@@ -8,7 +8,7 @@ import numpy as np
 
 from tinyldm.lab.measure.colours import background_colour, colours_of, colours_right
 from tinyldm.lab.measure.judge import ANSWERS
-from tinyldm.lab.world.captions import medium, name, plural
+from tinyldm.lab.world.captions import medium, name_of, plural
 from tinyldm.lab.world.distribution import HELD_OUT_COMBINATIONS, stands_out
 from tinyldm.lab.world.drawing import STYLES
 from tinyldm.lab.world.scenes import SCENES
@@ -79,7 +79,7 @@ def plain(rng: np.random.Generator) -> Iterator[Question]:
             "background": Behind(background),
             "shape": Sees("shape", thing.shape),
         }
-        yield Question(f"a photo of a {name(thing)} on a {background} background", checks)
+        yield Question(f"a photo of a {name_of(thing)} on a {background} background", checks)
 
 
 def patterned(rng: np.random.Generator) -> Iterator[Question]:
@@ -88,7 +88,7 @@ def patterned(rng: np.random.Generator) -> Iterator[Question]:
         thing = Thing(first.shape, first.colour, choice(rng, PATTERNS), choice(rng, COLOURS, [first.colour]))
         background = background_of(rng, thing)
         checks = {"colours": HasColours(colours_of(thing)), "pattern": Sees("pattern", thing.pattern)}
-        yield Question(f"a photo of a {name(thing)} on a {background} background", checks)
+        yield Question(f"a photo of a {name_of(thing)} on a {background} background", checks)
 
 
 def nouns(rng: np.random.Generator) -> Iterator[Question]:
@@ -105,13 +105,13 @@ def recoloured(rng: np.random.Generator) -> Iterator[Question]:
         for noun, look in NOUNS.items():
             thing = noun_thing(noun, colour=choice(rng, COLOURS, [look.colour, look.colour2]))
             checks = {"colours": HasColours(colours_of(thing)), "shape": Sees("shape", thing.shape)}
-            yield Question(f"a photo of a {name(thing)} on a {background_of(rng, thing)} background", checks)
+            yield Question(f"a photo of a {name_of(thing)} on a {background_of(rng, thing)} background", checks)
 
 
 def two(rng: np.random.Generator) -> Iterator[Question]:
     while True:
         thing = plain_thing(rng)
-        prompt = f"a photo of two {plural(name(thing))} on a {background_of(rng, thing)} background"
+        prompt = f"a photo of two {plural(name_of(thing))} on a {background_of(rng, thing)} background"
         yield Question(prompt, {"two": Sees("count", "two")})
 
 
@@ -120,7 +120,7 @@ def places(rng: np.random.Generator) -> Iterator[Question]:
         for place in PLACES:
             thing = plain_thing(rng)
             where = f"{'on' if place in ('left', 'right') else 'at'} the {place}"
-            prompt = f"a photo of a {name(thing)} {where} on a {background_of(rng, thing)} background"
+            prompt = f"a photo of a {name_of(thing)} {where} on a {background_of(rng, thing)} background"
             yield Question(prompt, {"place": Sees("place", place)})
 
 
@@ -128,7 +128,7 @@ def sizes(rng: np.random.Generator) -> Iterator[Question]:
     while True:
         for size in ("small", "large"):
             thing = plain_thing(rng)
-            prompt = f"a photo of a {size} {name(thing)} on a {background_of(rng, thing)} background"
+            prompt = f"a photo of a {size} {name_of(thing)} on a {background_of(rng, thing)} background"
             yield Question(prompt, {"size": Sees("size", size)})
 
 
@@ -137,7 +137,7 @@ def scenes(rng: np.random.Generator) -> Iterator[Question]:
         for scene in SCENES:
             thing = plain_thing(rng)
             if stands_out((thing,), scene):
-                yield Question(f"a photo of a {name(thing)} {SCENES[scene].words}", {"scene": Sees("scene", scene)})
+                yield Question(f"a photo of a {name_of(thing)} {SCENES[scene].words}", {"scene": Sees("scene", scene)})
 
 
 def styles(rng: np.random.Generator) -> Iterator[Question]:
@@ -146,7 +146,7 @@ def styles(rng: np.random.Generator) -> Iterator[Question]:
             if style != "photo":
                 thing = plain_thing(rng)
                 how = medium(Picture((thing,), "white", style))
-                yield Question(f"{how} of a {name(thing)}", {style: Sees("style", style)})
+                yield Question(f"{how} of a {name_of(thing)}", {style: Sees("style", style)})
 
 
 PROMPTS = {  # what is asked -> its questions, how many in all

@@ -23,7 +23,7 @@ from tinyldm.lab import ROOT
 from tinyldm.lab.measure.colours import colour_error, colours_of, colours_right, spread
 from tinyldm.lab.measure.judge import Judge
 from tinyldm.lab.measure.questions import PROMPTS, Question, backgrounds_for, combined, first, on_backgrounds
-from tinyldm.lab.world.captions import SHEET_PROMPTS, name, with_articles
+from tinyldm.lab.world.captions import SHEET_PROMPTS, name_of, with_articles
 from tinyldm.lab.world.distribution import EXAMPLES, HELD_OUT_SEED, make_pictures, pictures_of
 from tinyldm.lab.world.drawing import draw
 from tinyldm.lab.world.things import COLOURS, Picture, Thing
@@ -71,12 +71,10 @@ def as_shares(figures: dict[str, float]) -> str:
     return ", ".join(f"{what} {value:.0%}" for what, value in figures.items())
 
 
-def save_sheet(
-    folder: Path | None, file: str, rows: list[list[Image.Image]], labels: Sequence[str] | None = None
-) -> None:
-    """What was judged, to look at; nothing if there is no folder."""
+def save_judged(folder: Path | None, file: str, rows: list[list[Image.Image]], labels: list[str] | None = None) -> None:
+    """A sheet of what was judged, to look at; nothing if there is no folder."""
     if folder:
-        save_image(contact_sheet(rows, labels=labels and list(labels), tile=64), folder / file)
+        save_image(contact_sheet(rows, labels=labels, tile=64), folder / file)
 
 
 def in_rows(images: list[Image.Image], length: int) -> list[list[Image.Image]]:
@@ -115,8 +113,8 @@ def colours_kept(model: LatentDiffusion, thing: Thing) -> float:
     """How many of 16 of the world's own pictures of a thing still have its colours after encoding and decoding: the
     most that any word for it can reach."""
     expected = colours_of(thing)
-    pictures = [draw(Picture((thing,), background, seed=i)) for i, background in enumerate(backgrounds_for(expected))]
-    images = to_images(decoded(model, to_tensor(pictures)))
+    drawn = [draw(Picture((thing,), background, seed=i)) for i, background in enumerate(backgrounds_for(expected))]
+    images = to_images(decoded(model, to_tensor(drawn)))
     return float(np.mean([colours_right(np.asarray(image), expected) for image in images]))
 
 
@@ -143,7 +141,7 @@ def report_prompts(
         for check, value in passed.items():
             figures[f"{what}: {check}"] = value
         print(f'"{what}", {len(questions)} prompts: {as_shares(passed)}', flush=True)
-        save_sheet(sheets, f"prompts-{number}.png", in_rows(images, 20))
+        save_judged(sheets, f"prompts-{number}.png", in_rows(images, 20))
     return figures
 
 
@@ -175,7 +173,7 @@ def learn_thing(thing: Thing, weights: Path, folder: Path, *options: str) -> Pat
 def report_words(weights: Path, judge: Judge, things: list[Thing], sheets: Path | None, *options: str) -> None:
     """Two lines a thing: what the prompts do that say it in plain words, and what its learned word does."""
     for thing in things:
-        model, said = load_checkpoint(weights), name(thing)
+        model, said = load_checkpoint(weights), name_of(thing)
         figures, _ = ask(model, judge, [*on_backgrounds(said, thing), *combined(said, thing)])
         print(f"{said}, in plain words: {as_shares(figures)}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +181,7 @@ def report_words(weights: Path, judge: Judge, things: list[Thing], sheets: Path 
         vectors = add_concepts(model, [words])
         figures, images = ask(model, judge, [*on_backgrounds("S*", thing), *combined("S*", thing)], vectors)
         print(f"{said}, learned: {as_shares(figures)}", flush=True)
-        save_sheet(sheets, f"word-{said.replace(' ', '-')}.png", in_rows(images, 20))
+        save_judged(sheets, f"word-{said.replace(' ', '-')}.png", in_rows(images, 20))
 
 
 def ask_word(weights: Path, judge: Judge, embedding: Path, thing: Thing) -> tuple[dict[str, float], list[Image.Image]]:
@@ -205,7 +203,7 @@ def report_examples(weights: Path, judge: Judge, sheets: Path | None) -> None:
             figures, images = ask_word(weights, judge, embedding, thing)
         print(f"{example}: {as_shares(figures)}, learned in {seconds:.0f} s", flush=True)
         rows.append(images)
-    save_sheet(sheets, "examples.png", rows, list(EXAMPLES))
+    save_judged(sheets, "examples.png", rows, list(EXAMPLES))
 
 
 # ---- Variety, and samples to look at
@@ -225,21 +223,20 @@ def report_variety(model: LatentDiffusion, sheets: Path | None) -> None:
         print(f"variety, {what}: {as_deviations(images)}")
     for scale in (1, 2, 3, 5, 8):
         images = sampled(model, [prompt] * 32, guidance=scale)
-        pixels = [np.asarray(image) for image in images]
-        error = np.mean([colour_error(picture, thing.colour) for picture in pixels])
-        clipped = np.mean([((picture == 0) | (picture == 255)).mean() for picture in pixels])
-        right = np.mean([colours_right(picture, (thing.colour,)) for picture in pixels])
+        pixels = np.stack([np.asarray(image) for image in images])
+        error = np.mean([colour_error(one, thing.colour) for one in pixels])
+        clipped = ((pixels == 0) | (pixels == 255)).mean()
+        right = np.mean([colours_right(one, (thing.colour,)) for one in pixels])
         print(f"guidance {scale}: colour right {right:.0%}, off by {error:.0f} of 255, {clipped:.1%} of values clipped")
         print(f"guidance {scale}: {as_deviations(images)}", flush=True)
         rows[f"guidance {scale}"] = images
-    save_sheet(sheets, "variety.png", [images[:16] for images in rows.values()], list(rows))
+    save_judged(sheets, "variety.png", [images[:16] for images in rows.values()], list(rows))
 
 
 def as_deviations(images: list[Image.Image]) -> str:
     return ", ".join(f"{what} {value:.3f}" for what, value in spread([*map(np.asarray, images)]).items())
 
 
-def save_samples(model: LatentDiffusion, file: Path) -> None:
-    """Eight samples of each prompt that pretraining shows too."""
-    images = sampled(model, [prompt for prompt in SHEET_PROMPTS for _ in range(8)])
-    save_image(contact_sheet(in_rows(images, 8), labels=SHEET_PROMPTS, tile=64), file)
+def rows_of_samples(model: LatentDiffusion) -> list[list[Image.Image]]:
+    """Eight samples of each of SHEET_PROMPTS."""
+    return in_rows(sampled(model, [prompt for prompt in SHEET_PROMPTS for _ in range(8)]), 8)

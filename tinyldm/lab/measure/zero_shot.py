@@ -47,12 +47,12 @@ def ranked_first(model: CLIP, tokenizer: Tokenizer, pixels: Tensor, pictures: li
     picture, as far as 300 draws show it, is never among the 49.
     """
     rng = np.random.default_rng(seed)
-    own = [caption(picture, rng) for picture in pictures]
-    similarity = features_of_pictures(model, pixels) @ features_of_captions(model, tokenizer, own).T
+    captions = [caption(picture, rng) for picture in pictures]
+    similarity = features_of_pictures(model, pixels) @ features_of_captions(model, tokenizer, captions).T
     right = []
     for i, picture in enumerate(pictures):
-        true = {caption(picture, rng) for _ in range(300)} | {own[i]}
-        wrong = rng.choice([j for j, other in enumerate(own) if other not in true], 49, replace=False)
+        true = {caption(picture, rng) for _ in range(300)} | {captions[i]}
+        wrong = rng.choice([j for j, other in enumerate(captions) if other not in true], 49, replace=False)
         right.append(bool(similarity[i, i] > similarity[i, wrong].max()))
     return float(np.mean(right))
 

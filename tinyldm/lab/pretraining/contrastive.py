@@ -24,7 +24,7 @@ from tinyldm.clip_image import CLIP, CLIPConfig, normalize
 from tinyldm.files import write_atomically
 from tinyldm.images import from_pixels
 from tinyldm.lab.measure.zero_shot import features_of_captions, features_of_pictures
-from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_section, save_sheet
+from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_section
 from tinyldm.lab.pretraining.sizes import PROJECTION, VISION, text_config
 from tinyldm.lab.world.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer, trimmed
 from tinyldm.lab.world.drawing import STYLES
@@ -174,7 +174,8 @@ def train_clip(job: Job) -> bool:
 
     def sheet() -> None:
         with training.averaged() as averaged:
-            save_sheet(training, retrieved(averaged, tokenizer, job.pixels[:1000], SHEET_PROMPTS), SHEET_PROMPTS)
+            rows = retrieved(averaged, tokenizer, job.pixels[:1000], SHEET_PROMPTS)
+        training.save_sheet(rows, SHEET_PROMPTS)
 
     return training.run(loss_of, sheet, job.stop_at)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -128,13 +129,13 @@ class Training:
 
     def update(self, loss_of: Callable) -> dict[str, Tensor]:
         # Every step has generators of its own, so a resumed run draws what an uninterrupted one would have drawn.
-        draw = np.random.default_rng([self.seed, self.step])
-        noise = torch.Generator().manual_seed(int(draw.integers(2**62)))
+        rng = np.random.default_rng([self.seed, self.step])
+        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
         with sdpa_kernel([SDPBackend.MATH]) if self.device == "cpu" else contextlib.nullcontext():
             # On two cores and 64 positions the plain kernel is a third faster than the fused one.
-            losses = loss_of(draw, noise)
+            losses = loss_of(rng, noise)
             losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for optimizer in self.optimizers:
@@ -180,6 +181,10 @@ class Training:
         with write_atomically(self.folder / STATE) as temporary:  # one file: never half of the old, half of the new
             save_file(tensors, temporary, metadata={"step": str(self.step)})
 
+    def save_sheet(self, rows: list[list[Image.Image]], labels: list[str]) -> None:
+        """What the stage makes by now, a row a label, as step-….png in its folder."""
+        save_image(contact_sheet(rows, labels=labels, tile=64), self.folder / f"step-{self.step:06d}.png")
+
     def resume(self) -> None:
         weights, average = load_section(self.folder, "weights"), load_section(self.folder, "average")
         moment1, moment2 = load_section(self.folder, "moment1"), load_section(self.folder, "moment2")
@@ -224,10 +229,6 @@ def opened_state(folder: Path) -> safe_open:
 
 def autocast(device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16)
-
-
-def save_sheet(training: Training, rows: list, labels: list[str]) -> None:
-    save_image(contact_sheet(rows, labels=labels, tile=64), training.folder / f"step-{training.step:06d}.png")
 
 
 def plot_losses(folders: list[Path], file: Path) -> None:

@@ -17,8 +17,9 @@ from tinyldm.autoencoder import AutoencoderKL
 from tinyldm.clip import CLIPTextEncoder
 from tinyldm.formats.checkpoint import save_checkpoint
 from tinyldm.images import from_pixels, to_images
+from tinyldm.lab.measure.report import rows_of_samples
 from tinyldm.lab.pretraining.contrastive import train_clip
-from tinyldm.lab.pretraining.loop import STATE, Job, Recipe, Training, autocast, load_section, save_sheet
+from tinyldm.lab.pretraining.loop import STATE, Job, Recipe, Training, autocast, load_section
 from tinyldm.lab.pretraining.sizes import AUTOENCODER, DEFAULTS, SCHEDULE, UNET, text_config
 from tinyldm.lab.world.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer, trimmed
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -42,8 +43,8 @@ def train_autoencoder(job: Job) -> bool:
     training = Training(job.stage_folder, AutoencoderKL(AUTOENCODER), recipe, job.seed, device)
     model = training.model
 
-    def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        rows = draw.integers(len(job.pixels), size=recipe.batch)
+    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        rows = rng.integers(len(job.pixels), size=recipe.batch)
         pictures = from_pixels(job.pixels[rows].to(device))
         with autocast(device):
             mean, log_variance = model.encode(pictures)
@@ -58,7 +59,7 @@ def train_autoencoder(job: Job) -> bool:
         with training.averaged(), torch.no_grad():
             pictures = from_pixels(job.pixels[:12].to(device))
             decoded = model.decode(model.encode(pictures)[0])
-        save_sheet(training, [to_images(pictures), to_images(decoded)], ["pictures", "decoded"])
+        training.save_sheet([to_images(pictures), to_images(decoded)], ["pictures", "decoded"])
 
     return training.run(loss_of, sheet, job.stop_at)
 
@@ -138,9 +139,9 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
     training = Training(folder, denoiser, recipe, job.seed, device)
     model = training.model
 
-    def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        rows = draw.integers(len(job.pictures), size=recipe.batch)
-        captions = ["" if draw.random() < EMPTY_CAPTIONS else caption(job.pictures[i], draw) for i in rows]
+    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        rows = rng.integers(len(job.pictures), size=recipe.batch)
+        captions = ["" if rng.random() < EMPTY_CAPTIONS else caption(job.pictures[i], rng) for i in rows]
         ids = tokenizer(captions)
         ids = trimmed(ids, tokenizer) if device == "cpu" else ids
         mean, log_variance = means[rows], log_variances[rows]
@@ -157,11 +158,8 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
             parts = LatentDiffusion(
                 tokenizer, averaged.text_encoder, averaged.unet, autoencoder, SCHEDULE, 1.0, DEFAULTS
             )
-            rows = []
-            for prompt in SHEET_PROMPTS:
-                *_, z_0 = parts.generate([prompt] * 8, range(8))
-                rows.append(to_images(parts.decode(z_0)))
-        save_sheet(training, rows, SHEET_PROMPTS)
+            rows = rows_of_samples(parts)
+        training.save_sheet(rows, SHEET_PROMPTS)
 
     return training.run(loss_of, sheet, job.stop_at)
 
@@ -196,10 +194,10 @@ def train_decoder(job: Job) -> bool:
             z_t = SCHEDULE.add_noise(z_0, eps, t)
             return SCHEDULE.predict_x0(z_t, denoiser(z_t, t, tokenizer(captions).to(device)).float(), t)
 
-    def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        rows = draw.choice(len(job.pictures), size=recipe.batch, p=chances)
+    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        rows = rng.choice(len(job.pictures), size=recipe.batch, p=chances)
         batch = from_pixels(job.pixels[rows].to(device))
-        z_0 = as_the_unet_makes_it(batch, [caption(job.pictures[i], draw) for i in rows], noise)
+        z_0 = as_the_unet_makes_it(batch, [caption(job.pictures[i], rng) for i in rows], noise)
         with autocast(device):
             decoded = autoencoder.decode(z_0).float()
         l1, mse = F.l1_loss(decoded, batch), F.mse_loss(decoded, batch)
@@ -210,7 +208,7 @@ def train_decoder(job: Job) -> bool:
             batch = from_pixels(job.pixels[:12].to(device))
             finished = as_the_unet_makes_it(batch, [""] * len(batch), torch.Generator().manual_seed(job.seed))
             rows = [to_images(x) for x in (batch, autoencoder.decode(finished))]
-        save_sheet(training, rows, ["pictures", "noised, denoised and decoded"])
+        training.save_sheet(rows, ["pictures", "noised, denoised and decoded"])
 
     return training.run(loss_of, sheet, job.stop_at)
 
