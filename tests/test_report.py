@@ -108,9 +108,9 @@ def test_words_are_reported_beside_plain_words_and_examples_with_their_time(run,
     assert Image.open(tmp_path / "word-orange-and-black-checkered-heart.png").width > 64
     assert [image.tobytes() for image in learned[0]] == [draw(p, 256).tobytes() for p in pictures_of(thing)]
 
+    monkeypatch.setattr(report, "EXAMPLES", {name: EXAMPLES[name] for name in ("striped-circle", "bolt")})
     lines = run(MEASURE, "--only", "examples", "--sheets", tmp_path).out.splitlines()
-    assert len(lines) == len(EXAMPLES)
-    for name, line in zip(EXAMPLES, lines, strict=True):
+    for name, line in zip(report.EXAMPLES, lines, strict=True):
         shape = "" if name == "bolt" else f"shape {share}, "
         assert re.fullmatch(rf"{name}: colours {share}, {shape}background {share}, learned in \d+ s", line)
     assert Image.open(tmp_path / "examples.png").width > 64
