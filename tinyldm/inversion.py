@@ -87,7 +87,7 @@ def templates_for(model: LatentDiffusion, property: str) -> tuple[str, ...]:
     "A cropped photo of a {}" is untrue of most pictures. Stable Diffusion hardly minds; a model that always got what
     such a word said would have to unlearn it in the new word.
     """
-    literal = set(model.defaults.literal)
+    literal = set(model.defaults.taken_literally)
     return tuple(template for template in TEMPLATES[property] if not literal & set(template.split()))
 
 
