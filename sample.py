@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.formats.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
+from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images
 from tinyldm.inversion import add_concepts
@@ -31,11 +31,10 @@ def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
     prompts = [prompt for prompt in read_prompts(options) for _ in range(options.num)]
     device = cli.choose_device(options.device)
-    swaps = {"vae": options.vae, "prediction": options.prediction}
-    width = checkpoint_config(options.weights, **swaps)["text_encoder"]["width"]
-    embeddings = [load_embeddings(file, width) for file in options.embedding]
+    checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
+    embeddings = [load_embeddings(file, checkpoint.text_encoder.config.width) for file in options.embedding]
 
-    model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device), **swaps)
+    model = checkpoint.load(device, cli.choose_dtype(options.dtype, device))
     try:
         vectors = add_concepts(model, embeddings)
     except InputError as error:
@@ -67,15 +66,14 @@ def main(arguments: list[str]) -> int:
             with torch.no_grad():
                 images += to_images(model.decode(z))
 
-    write(images, prompts, options)
+    write(images, prompts, checkpoint.sha256()[:10], options)
     print(f"{len(images)} pictures and sheet.png in {options.out}")
     return 0
 
 
-def write(images: list[Image.Image], prompts: list[str], options: Namespace) -> None:
+def write(images: list[Image.Image], prompts: list[str], weights_hash: str, options: Namespace) -> None:
     """0000.png, 0001.png, … and sheet.png, one row a prompt."""
     options.out.mkdir(parents=True, exist_ok=True)
-    weights_hash = checkpoint_hash(options.weights)[:10]
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         save_image(
             image,

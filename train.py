@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tinyldm import InputError, cli
 from tinyldm.files import write_atomically
-from tinyldm.formats.checkpoint import checkpoint_config, checkpoint_hash, load_checkpoint
+from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import listed, load_embeddings, save_embeddings, split_word
 from tinyldm.images import contact_sheet, read_image, read_images, save_image, to_images, to_tensor
 from tinyldm.inversion import (
@@ -52,12 +52,11 @@ def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
     device = cli.choose_device(options.device)
     templates = read_templates(options.templates) if options.templates else None
-    swaps = {"vae": options.vae, "prediction": options.prediction}
-    size = options.size or checkpoint_config(options.weights, **swaps)["defaults"]["size"]
-    images = [image for _, image in read_images(options.images, size)]
+    checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
+    images = [image for _, image in read_images(options.images, options.size or checkpoint.defaults.size)]
 
     # The frozen model, and a word of its own for the concept: rows behind the end of the vocabulary's table.
-    model = load_checkpoint(options.weights, device, cli.choose_dtype(options.dtype, device), **swaps)
+    model = checkpoint.load(device, cli.choose_dtype(options.dtype, device))
     fill_in_defaults(options, model)
     concept = start_of(model, options)
     captions = captions_of(model, templates or templates_for(model, options.property), options.token)
@@ -235,7 +234,7 @@ def strip(pictures: torch.Tensor) -> Image.Image:
 def settings(options: Namespace) -> dict[str, object]:
     """Every option as JSON takes it, and which weights the word belongs to."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    return values | {"weights_sha256": checkpoint_hash(options.weights)}
+    return values | {"weights_sha256": open_checkpoint(options.weights).sha256()}
 
 
 def sample_command(options: Namespace, folder: Path) -> str:

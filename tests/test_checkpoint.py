@@ -6,7 +6,6 @@ import os
 import pickle
 import zipfile
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,16 +33,10 @@ from safetensors.torch import load_file, save_file
 
 from tinyldm import InputError
 from tinyldm.formats import checkpoint
-from tinyldm.formats.checkpoint import (
-    PREFIXES,
-    checkpoint_config,
-    checkpoint_hash,
-    find_merges,
-    load_checkpoint,
-    open_checkpoint,
-    save_checkpoint,
-)
+from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
+from tinyldm.formats.names import PREFIXES
+from tinyldm.formats.native import save_checkpoint
 
 
 def test_a_checkpoint_comes_back_as_it_was(tiny, tmp_path):
@@ -56,7 +49,7 @@ def test_a_checkpoint_comes_back_as_it_was(tiny, tmp_path):
     assert again.tokenizer.merges == tiny.tokenizer.merges
     assert again.schedule.config() == tiny.schedule.config()
     assert asdict(again.defaults) == asdict(tiny.defaults) and again.scale == tiny.scale
-    assert checkpoint_hash(tmp_path) == checkpoint_hash(WEIGHTS)
+    assert open_checkpoint(tmp_path).sha256() == open_checkpoint(WEIGHTS).sha256()
 
 
 def test_the_tiny_checkpoint_is_small_and_in_the_public_key_names():
@@ -78,8 +71,8 @@ def test_a_checkpoint_is_frozen_and_in_the_asked_dtype():
 
 
 def test_its_configuration_can_be_read_without_its_weights():
-    config = checkpoint_config(WEIGHTS / "model.safetensors")
-    assert config["text_encoder"]["width"] == 128 and config["defaults"]["size"] == 64
+    checkpoint = open_checkpoint(WEIGHTS / "model.safetensors")
+    assert checkpoint.text_encoder.config.width == 128 and checkpoint.defaults.size == 64
 
 
 @pytest.fixture
@@ -314,21 +307,6 @@ def test_an_autoencoder_of_another_family_is_refused(run, tmp_path):
 # ---- the tokenizer's merges ----
 
 
-def test_merges_are_the_folders_own_then_those_beside_the_file_then_those_in_weights(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "checkpoint"
-    for name in ("tokenizer", "../weights/tokenizer"):
-        (folder / name).mkdir(parents=True)
-    names = ["tokenizer/merges.txt", "merges.txt", "bpe_simple_vocab_16e6.txt.gz", "tokenizer/tokenizer.json"]
-    places = [*(folder / name for name in names), Path("weights/tokenizer/merges.txt"), Path("weights/merges.txt")]
-    for place in places:
-        place.touch()
-    for place in places:  # the best of those that are left, again and again
-        assert find_merges(folder) == find_merges(folder / "x.safetensors") == place
-        place.unlink()
-    assert find_merges(folder) is None
-
-
 def test_without_merges_the_error_says_which_command_gets_them(run, tmp_path):
     save_file(single_file("1.x"), tmp_path / "x.safetensors")
     error = run("sample.py", "--prompt", "a", "--weights", tmp_path / "x.safetensors").error
@@ -533,9 +511,9 @@ def test_the_public_files_are_known_by_their_hashes():
 
 def test_the_hash_of_a_folder_is_that_of_its_files(tmp_path):
     save_folder(tmp_path, "1.x")
-    before = checkpoint_hash(tmp_path)
-    assert before == checkpoint_hash(tmp_path) and len(before) == 64
+    before = open_checkpoint(tmp_path).sha256()
+    assert before == open_checkpoint(tmp_path).sha256() and len(before) == 64
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, file)
-    assert checkpoint_hash(tmp_path) != before
+    assert open_checkpoint(tmp_path).sha256() != before

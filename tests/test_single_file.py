@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tinyldm import InputError
-from tinyldm.formats.checkpoint import checkpoint_config, load_checkpoint
+from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
@@ -94,7 +94,7 @@ def test_what_is_no_checkpoint_of_these_is_refused_in_one_line_that_says_what_it
 def refused(run, path, message):
     error = run("sample.py", "--prompt", "a", "--weights", path).error
     with pytest.raises(InputError, match=message) as raised:
-        checkpoint_config(path)
+        open_checkpoint(path)
     assert str(raised.value) in error and str(path) in error
 
 

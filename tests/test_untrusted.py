@@ -13,8 +13,8 @@ from helpers.public import save_lightning
 from safetensors.torch import save_file
 
 from tinyldm import InputError
-from tinyldm.formats import untrusted as weights_files
-from tinyldm.formats.untrusted import LightningCallback, load_pickle, open_weights
+from tinyldm.formats import untrusted
+from tinyldm.formats.untrusted import WEIGHTS, LightningCallback, load_pickle, open_weights
 
 TENSORS = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -65,7 +65,7 @@ def test_a_file_says_of_itself_what_its_metadata_or_its_numbers_beside_the_weigh
 
 def test_the_lightning_callback_of_the_original_file_becomes_an_object_that_does_nothing(tmp_path):
     save_lightning(tmp_path / "x.ckpt", TENSORS)
-    callbacks = load_pickle(tmp_path / "x.ckpt")["callbacks"]
+    callbacks = load_pickle(tmp_path / "x.ckpt", WEIGHTS)["callbacks"]
     assert LightningCallback in callbacks and isinstance(callbacks["instance"], LightningCallback)
     assert [name for name in vars(LightningCallback) if not name.startswith("__")] == []
 
@@ -214,7 +214,7 @@ def test_a_broken_safetensors_file_is_refused(tmp_path, name):
 
 def test_a_header_of_a_hundred_megabytes_is_refused_unread(tmp_path, monkeypatch):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 10**8) + b"{" + b" " * (10**8))
-    monkeypatch.setattr(weights_files, "safe_open", None)
+    monkeypatch.setattr(untrusted, "safe_open", None)
     refused(tmp_path / "x.safetensors", "claims a header of 100000000 bytes, expected at most 10000000")
 
 

@@ -29,7 +29,7 @@ class Defaults:
     preview_every: int = 500
     init_object: str = "object"  # the word that a new object starts from,
     init_style: str = "painting"  # and a new style
-    taken_literally: tuple[str, ...] = ()  # words that were true in every caption it learned from: templates with them go
+    taken_literally: tuple[str, ...] = ()  # words its captions use only where true: templates with them go
 
 
 @dataclass

@@ -29,6 +29,7 @@ from tinyldm.clip import CLIPTextConfig
 from tinyldm.clip_image import CLIP, CLIPConfig, CLIPVisionConfig, normalize
 from tinyldm.files import write_atomically
 from tinyldm.formats.checkpoint import load_clip
+from tinyldm.formats.merges import read_merges, write_merges
 from tinyldm.lab.pretraining.loop import Recipe, Training, autocast, batch_of, load_section, save_sheet
 from tinyldm.lab.world.captions import (
     SHEET_PROMPTS,
@@ -171,8 +172,8 @@ def train_clip(
     folder = out / stage
     if not (folder / "merges.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        make_tokenizer(pictures, seed).write_merges(folder / "merges.txt")
-    tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
+        write_merges(folder / "merges.txt", make_tokenizer(pictures, seed).merges)
+    tokenizer = Tokenizer(read_merges(folder / "merges.txt"), length=TEXT_LENGTH)
     torch.manual_seed(seed)
     is_fine = stage == "fine-clip"
     model = tiny_clip(tokenizer.vocabulary_size, VISION.patch if is_fine else 2 * VISION.patch)
@@ -221,16 +222,16 @@ def export_clip(out: Path, folder: Path) -> None:
     Raises InputError if the merges.txt already there, the diffusion model's, is of another vocabulary.
     """
     merges = out / "fine-clip" / "merges.txt"
-    tokenizer = Tokenizer.read(merges, length=TEXT_LENGTH)
+    tokenizer = Tokenizer(read_merges(merges), length=TEXT_LENGTH)
     folder.mkdir(parents=True, exist_ok=True)
     there = folder / "merges.txt"
-    if there.exists() and Tokenizer.read(there).merges != tokenizer.merges:
+    if there.exists() and read_merges(there) != tokenizer.merges:
         raise InputError(f"{there} differs from {merges}, expected one vocabulary; train both from the same pictures")
     config = tiny_clip(tokenizer.vocabulary_size).config
     tensors = {name: tensor.half().contiguous() for name, tensor in load_section(out / "fine-clip", "average").items()}
     with write_atomically(folder / "clip.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"tinyldm": json.dumps(asdict(config))})
-    tokenizer.write_merges(there)
+    write_merges(there, tokenizer.merges)
 
 
 # ---- What it knows about pictures it never saw
@@ -351,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     model = load_clip(args.weights / "clip.safetensors")
-    tokenizer = Tokenizer.read(args.weights / "merges.txt", length=model.config.text.length)
+    tokenizer = Tokenizer(read_merges(args.weights / "merges.txt"), length=model.config.text.length)
     array, pictures = make_pictures(args.pictures, HELD_OUT_SEED, model.config.vision.size)
     pixels = torch.from_numpy(array)
     some = pictures[:500]  # the 300 captions of each take their time

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
-from tinyldm.formats.checkpoint import save_checkpoint
+from tinyldm.formats.merges import read_merges, write_merges
+from tinyldm.formats.native import save_checkpoint
 from tinyldm.images import to_images
 from tinyldm.lab.pretraining import contrastive
 from tinyldm.lab.pretraining.loop import (
@@ -166,7 +167,7 @@ def train_diffusion(
         folder.mkdir(parents=True, exist_ok=True)
         weights = standardized_autoencoder(out, pixels, device).state_dict()
         save_file({k: v.cpu().contiguous() for k, v in weights.items()}, folder / "autoencoder.safetensors")
-        make_tokenizer(pictures, seed).write_merges(folder / "merges.txt")
+        write_merges(folder / "merges.txt", make_tokenizer(pictures, seed).merges)
     autoencoder, tokenizer = load_first_stage(folder)
     autoencoder.to(device, memory_format=torch.channels_last)
     means, variances = encode_all(autoencoder, pixels, device)
@@ -257,7 +258,7 @@ def train_decoder(
 
 def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
     """The frozen autoencoder, its latents standardized, and the tokenizer that the second stage is trained with."""
-    tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
+    tokenizer = Tokenizer(read_merges(folder / "merges.txt"), length=TEXT_LENGTH)
     autoencoder = AutoencoderKL(AUTOENCODER).eval().requires_grad_(False)
     autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
     return autoencoder, tokenizer
