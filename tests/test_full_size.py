@@ -1,24 +1,27 @@
-"""Stable Diffusion 1.5 and 2.1 at their full size, with random weights, beside diffusers: pictures, memory, seconds.
+"""Random weights beside diffusers, from a single file and from a folder: pictures, memory, seconds.
 
-    python -m tests.full_size --out /tmp/full-size
+By default the models are small, and only their pictures count: their files are smaller than the libraries' own needs.
+With TINYLDM_FULL_SIZE=DIR they are Stable Diffusion 1.5 and 2.1 at their full size:
 
-Per model it writes a single file and a diffusers folder (9 to 11 GB, deleted again) into --out, and compares in float32
-at 256x256 pixels, with 4 steps of DDIM and guidance 7.5. It takes about 12 GB of memory and some minutes; --small is
-the same with small models, in seconds. Prints a table; the exit status is 1 if a limit is not kept.
+    TINYLDM_FULL_SIZE=/tmp/full-size pytest -n 0 -s tests/test_full_size.py
+
+Per model it writes a single file and a diffusers folder (9 to 11 GB, deleted again) into DIR, and compares in float32
+at 256x256 pixels, with 4 steps of DDIM and guidance 7.5. It takes about 12 GB of memory and some minutes, and prints a
+table.
 """
 
 import importlib.util
 import multiprocessing
+import os
 import re
 import shutil
-import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # where pytest finds them, too
-
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from helpers.public import (
@@ -34,40 +37,34 @@ from helpers.public import (
 )
 from safetensors.torch import save_file
 
-from tinyldm import cli
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 
+FULL_SIZE = os.environ.get("TINYLDM_FULL_SIZE")
 WORD_PROMPT = PROMPT.replace("red star", "<word>")
 LIMIT = 2.0  # of 255, the largest difference of any pixel
 MEMORY = 1.3  # times what the weights take once they are loaded
 SINGLE, FOLDER = "model.safetensors", "folder"
 
 
-def main() -> int:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the files, deleted afterwards")
-    parser.add_argument("--small", action="store_true", help="small models: whether this command itself works")
-    options = parser.parse_args()
-    print("| what | model | measured | limit | |")
-    print("|---|---|---|---|---|")
-    good = True
-    for kind, size in (("1.x", 32), ("2.x", 32)) if options.small else (("1.5", 256), ("2.1", 256)):
-        folder = options.out / kind
-        folder.mkdir(parents=True)
-        try:
-            for what, measured, limit in measurements(folder, kind, size):
-                kept = limit is None or measured <= limit
-                # A small model's files are smaller than the libraries' own needs, so only its pictures count.
-                good &= kept or (options.small and "pixel" not in what)
-                verdict = " | " if limit is None else f"{limit:.2f} | {'kept' if kept else 'NOT KEPT'}"
-                print(f"| {what} | {kind} | {measured:.2f} | {verdict} |", flush=True)
-        finally:
-            shutil.rmtree(folder)
-    return 0 if good else 1
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize("kind", ["1.5", "2.1"] if FULL_SIZE else ["1.x", "2.x"])
+def test_pictures_memory_and_seconds_beside_diffusers(tmp_path, kind):
+    folder = Path(FULL_SIZE or tmp_path) / kind
+    folder.mkdir(parents=True)
+    print("\n| what | model | measured | limit |\n|---|---|---|---|")
+    not_kept = []
+    try:
+        for what, measured, limit in measurements(folder, kind, 256 if FULL_SIZE else 32):
+            print(f"| {what} | {kind} | {measured:.2f} | {'' if limit is None else f'{limit:.2f}'} |", flush=True)
+            if limit is not None and not measured <= limit:
+                not_kept.append(what)
+    finally:
+        shutil.rmtree(folder)
+    assert [what for what in not_kept if FULL_SIZE or "pixel" in what] == []
 
 
-def measurements(folder: Path, kind: str, size: int):
+def measurements(folder: Path, kind: str, size: int) -> Iterator[tuple[str, float, float | None]]:
     """Yields (what, measured, limit or None), each measured in a process of its own, so that its memory is its own."""
     apart(write, folder, kind, size)
     for name in (SINGLE, FOLDER):
@@ -92,8 +89,10 @@ def measurements(folder: Path, kind: str, size: int):
 
 
 def apart(function, *arguments):
-    # Forked, so that each finds the libraries imported; the parent itself computes nothing and holds no model.
-    with multiprocessing.get_context("fork").Pool(1) as pool:
+    # Forked from a server that has the libraries imported, computes nothing and holds no model.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
@@ -167,7 +166,3 @@ class Anonymous:
 
 def anonymous() -> int:
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-if __name__ == "__main__":
-    cli.run(main)
