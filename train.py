@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     # Every picture becomes a latent once: the Gaussian that it is encoded to.
     mean, log_variance = encode(model, images)
 
-    run = Run(options, concept)
+    run = Run(options, concept, checkpoint.sha256())
     run.resume() if options.resume else run.start(images)
     bar = tqdm(total=options.steps, initial=run.done, desc=f"learning {options.token}")
     with bar, cli.stop_on_interrupt() as stopping:
@@ -132,6 +132,7 @@ class Run:
 
     options: Namespace
     concept: Concept
+    weights_sha256: str  # which weights the word is for
 
     def __post_init__(self):
         self.folder: Path = self.options.out
@@ -144,7 +145,7 @@ class Run:
         (self.folder / "previews").mkdir(parents=True, exist_ok=True)
         save_image(strip(to_tensor(images)), self.folder / "previews" / "training.png")
         with write_atomically(self.folder / "settings.json") as temporary:
-            temporary.write_text(json.dumps(settings(self.options), indent=2) + "\n")
+            temporary.write_text(json.dumps(settings(self.options, self.weights_sha256), indent=2) + "\n")
         (self.folder / "loss.csv").write_text("step,loss,norm\n")
         self.save()
 
@@ -189,7 +190,7 @@ class Run:
             state = load_file(self.folder / "resume.safetensors")
         except (OSError, json.JSONDecodeError, SafetensorError) as error:
             raise InputError(f"nothing to resume in {self.folder} ({error}); leave out --resume to start") from error
-        for name, value in settings(self.options).items():
+        for name, value in settings(self.options, self.weights_sha256).items():
             if name not in FREE_TO_CHANGE and saved.get(name) != value:
                 raise InputError(
                     f"the run in {self.folder} has {name} {saved.get(name)}, not {value}; give the same options again"
@@ -231,10 +232,10 @@ def strip(pictures: torch.Tensor) -> Image.Image:
     return to_images(rearrange(pictures[: len(PREVIEW_SEEDS)], "n c h w -> 1 c h (n w)"))[0]
 
 
-def settings(options: Namespace) -> dict[str, object]:
+def settings(options: Namespace, weights_sha256: str) -> dict[str, object]:
     """Every option as JSON takes it, and which weights the word belongs to."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    return values | {"weights_sha256": open_checkpoint(options.weights).sha256()}
+    return values | {"weights_sha256": weights_sha256}
 
 
 def sample_command(options: Namespace, folder: Path) -> str:

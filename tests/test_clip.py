@@ -377,6 +377,13 @@ def test_a_tensor_that_does_not_fit_is_named_in_one_line(written, stored, change
     assert "\n" not in str(error.value)
 
 
+def test_sizes_that_would_keep_the_computer_busy_are_refused(written):
+    model, _ = clips("openai")
+    names = {"text_model.encoder.layers.999999999999.mlp.fc1.bias": torch.zeros(1)}
+    with pytest.raises(InputError, match="layers is 1000000000000, expected 1 to 100"):
+        load_clip(written({**model.state_dict(), **names}))
+
+
 def test_a_file_with_the_text_tower_alone_is_refused(written):
     model, _ = clips("openai")
     tensors = {name: value for name, value in model.state_dict().items() if name.startswith("text_")}

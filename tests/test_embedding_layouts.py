@@ -416,6 +416,14 @@ HARMFUL = {
         "claims a header of 100000009",
     ),
     "safetensors of any header": (lambda: safetensors(b"{}", length=2**63), "claims a header of"),
+    "safetensors of a dtype that PyTorch lacks": (
+        lambda: safetensors({"S*": entry([4, 8], 0, 24, "F6_E2M3")}, bytes(24)),
+        "is no readable safetensors",
+    ),
+    "safetensors of a dtype that PyTorch can't convert": (
+        lambda: safetensors({"S*": entry([4, 8], 0, 16, "F4")}, bytes(16)),
+        "holds torch.float4",
+    ),
     "safetensors of int8": (lambda: safetensors({"S*": entry([4, 8], 0, 32, "I8")}, bytes(32)), "torch.int8"),
     "safetensors of NaN": (lambda: safetensors({"S*": entry([1, 128], 0, 512)}, b"\xff" * 512), "NaN"),
     "safetensors of inf": (

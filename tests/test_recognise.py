@@ -1,4 +1,6 @@
-"""What a file is that is no checkpoint is recognised by its names and said in one line."""
+"""What a file is that is no checkpoint or no word is recognised by its names and said in one line."""
+
+import time
 
 import pytest
 import torch
@@ -7,6 +9,8 @@ from safetensors.torch import save_file
 
 from tinyldm import InputError
 from tinyldm.formats.checkpoint import open_checkpoint
+from tinyldm.formats.embeddings import load_embeddings
+from tinyldm.formats.recognise import what_else
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
@@ -105,3 +109,34 @@ def refused(run, path, message):
 def test_embeddings_in_pickles_are_recognised_too(run, tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
     refused(run, tmp_path / "x.pt", "is a learned embedding; give it as --embedding")
+
+
+# ---- the same table for words
+
+
+@pytest.mark.parametrize(
+    "name", ["LoRA of kohya", "LoRA of PEFT", "ControlNet", "text encoder", "Flux", "unCLIP", "SDXL"]
+)
+def test_what_is_no_word_either_is_called_the_same(tmp_path, name):
+    tensors, message = OTHERS[name]
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=message.partition(".*")[0]):
+        load_embeddings(tmp_path / "x.safetensors")
+
+
+def test_a_checkpoint_given_as_a_word_is_sent_to_weights(tmp_path):
+    save_file(single_file("1.x"), tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"is a checkpoint, not a word .*; give it as --weights"):
+        load_embeddings(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("word", ["lora_style", "my.lora", "lycoris_cat", "controlnet_style", "state_dict_", "S*"])
+def test_a_word_may_be_called_as_it_likes(tmp_path, word):
+    save_file({word: torch.ones(1, 8)}, tmp_path / "x.safetensors")
+    assert list(load_embeddings(tmp_path / "x.safetensors")) == [word]
+
+
+def test_no_name_can_keep_the_table_busy():
+    start = time.process_time()
+    assert what_else([1000 * "lora_lora.lora_", 15_000 * "a."]) is not None
+    assert time.process_time() - start < 1

@@ -1,10 +1,12 @@
 """Weights on disk: every container gives the same tensors, and what is broken or would run code is refused."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 
 import pytest
@@ -167,6 +169,19 @@ def test_a_pickle_with_a_zip_at_its_end_is_looked_through_as_the_pickle_that_it_
     torch.save(TENSORS, tmp_path / "harmless.ckpt")
     with open(tmp_path / "x.ckpt", "ab") as file:
         file.write((tmp_path / "harmless.ckpt").read_bytes())
+    refused(tmp_path / "x.ckpt", "names __builtin__.bytearray")
+
+
+@pytest.mark.parametrize("names", [["x/data.pkl", "x/data.pkl"], ["x/DATA.PKL"]], ids=["two of one name", "capitals"])
+def test_every_record_of_a_zip_that_can_be_taken_for_the_pickle_is_looked_through(tmp_path, monkeypatch, names):
+    file = io.BytesIO()
+    torch.save({"x": Runs(bytearray, 10**11)}, file)
+    harmful = zipfile.ZipFile(file).read("archive/data.pkl")
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        for name, content in zip(names, [harmful, pickle.dumps({}, 2)], strict=False):
+            archive.writestr(name, content)
+        archive.writestr("x/version", "3\n")
+    monkeypatch.setattr(torch, "load", None)
     refused(tmp_path / "x.ckpt", "names __builtin__.bytearray")
 
 

@@ -11,7 +11,8 @@ from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.formats.names import diffusers_autoencoder, diffusers_unet, hugging_face_text
-from tinyldm.formats.parts import SCALE, STATED, Checkpoint, Part, known_prediction
+from tinyldm.formats.parts import SCALE, Checkpoint, Part
+from tinyldm.formats.prediction import STATED, known_prediction
 from tinyldm.formats.recognise import LOADABLE, check_inputs
 from tinyldm.formats.untrusted import check_sizes, open_weights
 from tinyldm.latent_diffusion import Defaults

@@ -109,7 +109,7 @@ def checked_vectors(
         if tensor.ndim != 2 or not 1 <= shape[0] <= MAX_VECTORS or shape[1] == 0:
             expected = f"expected (1 to {MAX_VECTORS} vectors, width)"
             raise InputError(f"{name} has shape {shape}, {expected}: if it is a checkpoint, give it as --weights")
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or "float4" in str(tensor.dtype):  # which PyTorch can't convert
             raise InputError(f"{name} holds {tensor.dtype}, expected floating-point numbers: this is not an embedding")
     if len(widths := {tensor.shape[1] for _, tensor in rows}) > 1:
         found = f"vectors of widths {sorted(widths)}, expected one"

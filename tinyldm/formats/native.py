@@ -19,7 +19,8 @@ from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.files import write_atomically
 from tinyldm.formats.merges import write_merges
 from tinyldm.formats.names import PREFIXES, keys_by_part, prefixed
-from tinyldm.formats.parts import Checkpoint, Part, known_prediction
+from tinyldm.formats.parts import Checkpoint, Part
+from tinyldm.formats.prediction import known_prediction
 from tinyldm.formats.untrusted import WeightsFile, check_sizes
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.schedule import NoiseSchedule

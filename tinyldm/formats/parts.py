@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from tinyldm.clip_image import CLIPConfig
 from tinyldm.formats.hashes import file_sha256
 from tinyldm.formats.merges import GET_MERGES, find_merges, read_merges
 from tinyldm.formats.names import Layout
+from tinyldm.formats.prediction import Prediction
 from tinyldm.formats.untrusted import SAFETENSORS_DTYPES, WeightsFile
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
@@ -108,41 +109,6 @@ class Part:
 
     def where(self) -> str:
         return ", ".join(str(path) for path in self.file.paths)
-
-
-STATED = {  # diffusers' and ModelSpec's words for what the UNet's output means
-    "epsilon": "eps",
-    "eps": "eps",
-    "v": "v",
-    "v-prediction": "v",
-    "v_prediction": "v",
-}
-
-
-class Prediction(NamedTuple):
-    """What the UNet was trained to say, and how we know."""
-
-    target: str  # "eps" or "v"
-    known_from: str
-    is_guess: bool = False
-
-
-THE_DEFAULT = Prediction("eps", "the default")
-
-
-def known_prediction(
-    path: Path,
-    stated: str | None,  # by the checkpoint: "eps", "v" or nothing,
-    where: str,  # there
-    flag: str | None,  # --prediction
-    default: Prediction = THE_DEFAULT,
-) -> Prediction:
-    """What the checkpoint states, else what the user says, else the default. InputError if the first two differ."""
-    if stated and flag not in (None, stated):
-        raise InputError(f"--prediction {flag} contradicts {path}, of which {where} states {stated}; leave it out")
-    if stated:
-        return Prediction(stated, where)
-    return Prediction(flag, "--prediction") if flag else default
 
 
 @dataclass(frozen=True)

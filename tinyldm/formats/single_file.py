@@ -20,7 +20,8 @@ from tinyldm.formats.names import (
     text_sizes,
     unet_sizes,
 )
-from tinyldm.formats.parts import SCALE, STATED, Checkpoint, Part, Prediction, known_prediction
+from tinyldm.formats.parts import SCALE, Checkpoint, Part
+from tinyldm.formats.prediction import STATED, Prediction, known_prediction
 from tinyldm.formats.recognise import LOADABLE, check_is_checkpoint
 from tinyldm.formats.untrusted import WeightsFile
 from tinyldm.latent_diffusion import Defaults
