@@ -6,7 +6,6 @@ Face's CLIP, so `pre_layrnorm` is their spelling.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -70,28 +69,6 @@ class CLIPConfig:
     text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
     vision: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)
     projection: int = 768  # the width of the space that texts and pictures share
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "CLIPConfig":
-        """The sizes of one of OpenAI's checkpoints, such as clip-vit-base-patch32, from its tensors' names and shapes.
-
-        Shapes don't tell the heads, which are 64 wide in all of OpenAI's, nor the activation, QuickGELU in all.
-        Raises KeyError with the name of a tensor that is needed and not there.
-        """
-
-        def layers(tower: str) -> int:
-            prefix = f"{tower}.encoder.layers."
-            return 1 + max((int(name.split(".")[3]) for name in shapes if name.startswith(prefix)), default=-1)
-
-        vocabulary_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
-        length, _ = shapes["text_model.embeddings.position_embedding.weight"]
-        width, _, patch, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
-        positions, _ = shapes["vision_model.embeddings.position_embedding.weight"]
-        return cls(
-            CLIPTextConfig(vocabulary_size, length, text_width, layers("text_model"), heads=text_width // 64),
-            CLIPVisionConfig(math.isqrt(positions - 1) * patch, patch, width, layers("vision_model"), width // 64),
-            projection=shapes["visual_projection.weight"][0],
-        )
 
 
 class CLIP(nn.Module):

@@ -21,7 +21,7 @@ from tinyldm.clip_image import CLIP, CLIPConfig, CLIPVisionConfig
 from tinyldm.formats.diffusers_folder import read_autoencoder_folder, read_folder
 from tinyldm.formats.hashes import file_sha256
 from tinyldm.formats.merges import GET_MERGES
-from tinyldm.formats.names import prefixed
+from tinyldm.formats.names import clip_sizes, prefixed
 from tinyldm.formats.native import METADATA, read_native
 from tinyldm.formats.parts import Checkpoint, Part
 from tinyldm.formats.single_file import read_autoencoder_file, read_single_file
@@ -124,7 +124,7 @@ def load_clip(
             text, vision = CLIPTextConfig(**sizes["text"]), CLIPVisionConfig(**sizes["vision"])
             config = CLIPConfig(text, vision, sizes["projection"])
         else:
-            config = CLIPConfig.from_shapes(file.shapes)
+            config = clip_sizes(file.shapes)
         for tower in (config.text, config.vision):
             check_sizes(path, asdict(tower))
     except InputError:

@@ -82,7 +82,7 @@ def read_folder(path: Path, prediction: str | None) -> Checkpoint:
     if missing:
         raise InputError(f"{path} has no {' and no '.join(missing)} folder; {LOADABLE}, or download it again")
 
-    text_encoder, unet = read_text_encoder(path / "text_encoder"), read_unet(path / "unet")
+    unet, text_encoder = read_unet(path / "unet"), read_text_encoder(path / "text_encoder")
     autoencoder, scale = read_autoencoder_folder(path)
     scheduler = path / "scheduler" / "scheduler_config.json"
     c = read_json(scheduler, EXPECTED["scheduler"])

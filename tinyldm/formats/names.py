@@ -5,12 +5,14 @@ prefix and no table. For each other layout there is one function, `our name -> S
 lies. Which sizes a file without a configuration has is read off its shapes, at the end.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from tinyldm.autoencoder import AutoencoderConfig
 from tinyldm.clip import CLIPTextConfig
+from tinyldm.clip_image import CLIPConfig, CLIPVisionConfig
 from tinyldm.unet import UNetConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -220,4 +222,25 @@ def text_sizes(shapes: Shapes, layout: Layout) -> CLIPTextConfig:
         activation="gelu" if is_open_clip else "quick_gelu",
         # Tools that went through diffusers write only the 23 layers that are used.
         skip_last=1 if is_open_clip and layers != 23 else 0,
+    )
+
+
+def clip_sizes(shapes: Shapes) -> CLIPConfig:
+    """Of one of OpenAI's files of both towers, such as clip-vit-base-patch32, in Hugging Face's names.
+
+    Shapes don't tell the heads, which are 64 wide in all of OpenAI's, nor the activation, QuickGELU in all.
+    Raises KeyError with the name of a tensor that is needed and not there.
+    """
+    vocabulary_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
+    length, _ = shapes["text_model.embeddings.position_embedding.weight"]
+    width, _, patch, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
+    positions, _ = shapes["vision_model.embeddings.position_embedding.weight"]
+    text_layers, layers = (
+        1 + max(numbers(shapes, rf"{tower}_model\.encoder\.layers\.(\d{{1,3}})\."), default=-1)
+        for tower in ("text", "vision")
+    )
+    return CLIPConfig(
+        CLIPTextConfig(vocabulary_size, length, text_width, text_layers, heads=text_width // 64),
+        CLIPVisionConfig(math.isqrt(positions - 1) * patch, patch, width, layers, width // 64),
+        projection=shapes["visual_projection.weight"][0],
     )
