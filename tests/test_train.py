@@ -20,6 +20,7 @@ from PIL import Image
 import train
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
+from tinyldm.formats.parts import Checkpoint
 from tinyldm.inversion import captions_of
 
 HEART = EXAMPLES / "checkered-heart"
@@ -223,13 +224,13 @@ def test_with_frozen_weights_of_half_precision_the_vectors_and_the_optimiser_sta
 
 
 def test_fifty_steps_change_the_vectors_and_not_one_weight(run, tmp_path, monkeypatch):
-    models = []
+    models, load = [], Checkpoint.load
 
-    def loaded(*arguments, **options):
-        models.append(load_checkpoint(*arguments, **options))
+    def loaded(checkpoint, *arguments):
+        models.append(load(checkpoint, *arguments))
         return models[-1]
 
-    monkeypatch.setattr(train, "load_checkpoint", loaded)
+    monkeypatch.setattr(Checkpoint, "load", loaded)
     few = ("--token", "S*", "--steps", 50, "--preview-every", 50, "--batch", 2)
     assert run("train.py", "--images", HEART, *few, "--init", "heart").status == 0
     fresh = load_checkpoint(WEIGHTS)
