@@ -10,18 +10,20 @@ chunk named "parameters". Picture i starts from the noise of seed + i, whatever 
 
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
+from tinyldm.files import read_lines
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images
-from tinyldm.inversion import add_concepts
-from tinyldm.latent_diffusion import LatentDiffusion
+from tinyldm.inversion import add_words
+from tinyldm.latent_diffusion import LatentDiffusion, Sampling
 from tinyldm.sampler import SAMPLERS
 
 BATCH = 4  # pictures at a time: enough to keep the processor busy, few enough to fit
@@ -32,90 +34,74 @@ def main(arguments: list[str]) -> int:
     prompts = [prompt for prompt in read_prompts(options) for _ in range(options.num)]
     device = cli.choose_device(options.device)
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
-    embeddings = [load_embeddings(file, checkpoint.text_encoder.config.width) for file in options.embedding]
+    how = checkpoint.defaults.sampling(options.sampler, options.steps, options.guidance, options.height, options.width)
+    files = [load_embeddings(file, checkpoint.text_encoder.config.width) for file in options.embedding]
 
     model = checkpoint.load(device, cli.choose_dtype(options.dtype, device))
-    try:
-        vectors = add_concepts(model, embeddings)
-    except InputError as error:
-        raise InputError(f"{error}; --embedding FILE:WORD calls the word of a file WORD") from error
-    fill_in_defaults(options, model)
-    for token in model.tokenizer.placeholders:
-        if not any(token in prompt for prompt in prompts):
-            warnings.warn(f"no prompt uses {token}", stacklevel=1)
-
+    model.check_size(how.height, how.width)
+    words: dict[str, Tensor] = {}
+    for learned in files:
+        try:
+            add_words(model, learned)
+        except InputError as error:
+            raise InputError(f"{error}; --embedding FILE:WORD calls the word of a file WORD") from error
+        words |= learned
+    for word in words:
+        if not any(word in prompt for prompt in prompts):
+            warnings.warn(f"no prompt uses {word}", stacklevel=1)
     model.tokenizer([*prompts, options.negative])  # a word that is cut off is an error now, not half-way
 
-    images = []
-    with tqdm(total=options.steps * -(-len(prompts) // BATCH), desc="sampling") as bar:
-        for first in range(0, len(prompts), BATCH):
-            batch = prompts[first : first + BATCH]
-            latents = model.generate(
-                batch,
-                range(options.seed + first, options.seed + first + len(batch)),
-                vectors=vectors,
-                negative=options.negative,
-                sampler=options.sampler,
-                steps=options.steps,
-                guidance=options.guidance,
-                height=options.height,
-                width=options.width,
-            )
-            for z in latents:  # noqa: B007, the last one is wanted
-                bar.update()
-            with torch.no_grad():
-                images += to_images(model.decode(z))
-
-    write(images, prompts, checkpoint.sha256()[:10], options)
+    # Every picture is written as soon as its batch is done.
+    options.out.mkdir(parents=True, exist_ok=True)
+    model_hash, images = checkpoint.sha256()[:10], []
+    for image in sampled(model, prompts, words, how, options):
+        text = parameters(prompts[len(images)], options.seed + len(images), how, model_hash, options)
+        save_image(image, options.out / f"{len(images):04d}.png", {"parameters": text})
+        images.append(image)
+    if images:
+        rows = [images[i : i + options.num] for i in range(0, len(images), options.num)]
+        save_image(contact_sheet(rows, labels=prompts[: len(images) : options.num]), options.out / "sheet.png")
+    if len(images) < len(prompts):
+        print(f"stopped: {len(images)} of {len(prompts)} pictures are in {options.out}")
+        return 130
     print(f"{len(images)} pictures and sheet.png in {options.out}")
     return 0
 
 
-def write(images: list[Image.Image], prompts: list[str], weights_hash: str, options: Namespace) -> None:
-    """0000.png, 0001.png, … and sheet.png, one row a prompt."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        save_image(
-            image,
-            options.out / f"{i:04d}.png",
-            {"parameters": parameters(prompt, options.seed + i, weights_hash, options)},
-        )
-    rows = [images[i : i + options.num] for i in range(0, len(images), options.num)]
-    save_image(contact_sheet(rows, labels=prompts[:: options.num]), options.out / "sheet.png")
+def sampled(
+    model: LatentDiffusion, prompts: list[str], words: dict[str, Tensor], how: Sampling, options: Namespace
+) -> Iterator[Image.Image]:
+    """One picture for each prompt, a batch at a time, a progress bar beside them. Ctrl-C ends them at once."""
+    bar = tqdm(total=how.steps * -(-len(prompts) // BATCH), desc="sampling")
+    with bar, cli.stop_on_interrupt() as stopping:
+        for first in range(0, len(prompts), BATCH):
+            batch = prompts[first : first + BATCH]
+            seeds = range(options.seed + first, options.seed + first + len(batch))
+            for z in model.generate(  # noqa: B007, the last one is wanted
+                batch, seeds, words=words, negative=options.negative, **how._asdict()
+            ):
+                if stopping():
+                    return
+                bar.update()
+            yield from to_images(model.decode(z))
 
 
-def parameters(prompt: str, seed: int, weights_hash: str, options: Namespace) -> str:
+def parameters(prompt: str, seed: int, how: Sampling, model_hash: str, options: Namespace) -> str:
     """The prompt and what else made a picture, in the form that other programs of the field read and write."""
     negative = f"Negative prompt: {options.negative}\n" if options.negative else ""
     vae = f", VAE: {options.vae.name}" if options.vae else ""
     return (
-        f"{prompt}\n{negative}Steps: {options.steps}, Sampler: {options.sampler}, CFG scale: {options.guidance:g}, "
-        f"Seed: {seed}, Size: {options.width}x{options.height}, "
-        f"Model hash: {weights_hash}, Model: {options.weights.stem}{vae}"
+        f"{prompt}\n{negative}Steps: {how.steps}, Sampler: {how.sampler}, CFG scale: {how.guidance:g}, "
+        f"Seed: {seed}, Size: {how.width}x{how.height}, "
+        f"Model hash: {model_hash}, Model: {options.weights.stem}{vae}"
     )
 
 
 def read_prompts(options: Namespace) -> list[str]:
-    prompts = list(options.prompt)
-    if options.prompts:
-        try:
-            lines = options.prompts.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the prompts {options.prompts} ({error}); expected a text file") from error
-        prompts += [line.strip() for line in lines if line.strip()]
+    prompts = [*options.prompt, *(read_lines(options.prompts, "prompts") if options.prompts else [])]
     if not prompts:
         raise InputError('no prompt; give one or more: --prompt "a photo of a red star"')
     return prompts
-
-
-def fill_in_defaults(options: Namespace, model: LatentDiffusion) -> None:
-    """What was left open becomes what suits the checkpoint."""
-    d = model.defaults
-    options.sampler = options.sampler or d.sampler
-    options.steps = options.steps or d.sampler_steps
-    options.guidance = d.guidance if options.guidance is None else options.guidance
-    options.height, options.width = options.height or d.size, options.width or d.size
-    model.check_size(options.height, options.width)
 
 
 def parse_options(arguments: list[str]) -> Namespace:
@@ -133,12 +119,12 @@ def parse_options(arguments: list[str]) -> Namespace:
         help="learned words, of any tool's format; WORD is what to call a file's word here",
     )
     cli.add_model_options(parser)
-    add("--sampler", choices=list(SAMPLERS), help="default, as for the next four: what suits the checkpoint")
-    add("--steps", type=cli.whole(1, 1000), metavar="N")
+    add("--sampler", choices=list(SAMPLERS), help="default, as for the next four: the checkpoint's own")
+    add("--steps", type=cli.whole_number(1, 1000), metavar="N")
     add("--guidance", type=cli.positive, metavar="SCALE", help="1: the plain model; more: closer to the prompt")
-    add("--height", type=cli.whole(1), metavar="PIXELS")
-    add("--width", type=cli.whole(1), metavar="PIXELS")
-    add("--num", type=cli.whole(1), default=1, metavar="N", help="pictures of each prompt (%(default)s)")
+    add("--height", type=cli.whole_number(1), metavar="PIXELS")
+    add("--width", type=cli.whole_number(1), metavar="PIXELS")
+    add("--num", type=cli.whole_number(1), default=1, metavar="N", help="pictures of each prompt (%(default)s)")
     add("--out", type=Path, metavar="DIR", help="default: outputs/samples, numbered if it exists")
     options = parser.parse_args(arguments)
     options.out = options.out or cli.free_folder(Path("outputs/samples"))

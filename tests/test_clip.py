@@ -164,11 +164,11 @@ def test_where_the_table_does_learn_new_words_give_its_rows_no_gradient():
     assert encoder.table.grad.any(dim=-1).equal(read)
 
 
-def test_fifty_steps_change_the_vectors_and_nothing_else():
+def test_learning_changes_the_vectors_and_nothing_else():
     encoder, ids, vectors = small_encoder(), prompts_with_new_words(), random_vectors(5).requires_grad_()
     weights, start = {k: v.clone() for k, v in encoder.state_dict().items()}, vectors.detach().clone()
     optimizer = torch.optim.AdamW([vectors], lr=1e-3)
-    for _ in range(50):
+    for _ in range(3):
         optimizer.zero_grad()
         loss_of(encoder(ids, vectors)).backward()
         optimizer.step()

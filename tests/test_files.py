@@ -1,4 +1,4 @@
-"""write_atomically: a reader finds the old content or the new one, never half."""
+"""write_atomically: a reader finds the old content or the new one, never half; and what read_lines takes."""
 
 import os
 from functools import partial
@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinyldm.files import write_atomically
+from tinyldm import InputError
+from tinyldm.files import read_lines, write_atomically
 
 
 def test_the_path_keeps_its_old_content_until_the_new_one_is_complete(tmp_path):
@@ -55,3 +56,15 @@ def test_a_block_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), write_atomically(tmp_path / "a"):
         pass
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_lines_are_read_without_those_that_are_empty(tmp_path):
+    (tmp_path / "a.txt").write_text("a red star \n\n  two lemons\n", encoding="utf-8")
+    assert read_lines(tmp_path / "a.txt", "prompts") == ["a red star", "two lemons"]
+
+
+def test_what_is_no_text_file_is_named_with_what_it_should_hold(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    for name in ("picture.png", "missing.txt", "."):
+        with pytest.raises(InputError, match=r"cannot read the prompts .*; expected a text file, one a line"):
+            read_lines(tmp_path / name, "prompts")

@@ -6,21 +6,21 @@ import pytest
 import torch
 from conftest import WEIGHTS
 
-from tinyldm import InputError, inversion
+from tinyldm import InputError
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.inversion import (
     TEMPLATES,
     Batch,
-    add_concepts,
+    add_words,
     captions_of,
     draw_batch,
-    inversion_loss,
-    new_concept,
     read_templates,
     templates_for,
+    vectors_of,
 )
 from tinyldm.latent_diffusion import Defaults
 from tinyldm.schedule import NoiseSchedule
+from train import LOSS_SCALE, inversion_loss
 
 
 def a_batch(captions, seed=0):
@@ -29,26 +29,32 @@ def a_batch(captions, seed=0):
     return Batch(z_0, eps, torch.randint(1000, (len(captions),), generator=generator), captions)
 
 
-def test_a_concept_starts_as_a_copy_of_its_init_word(tiny):
-    concept = new_concept(tiny, "S*", "heart")
+def new_word(model, word, phrase):
+    """{word: its first vectors}, which are to learn, added to the model's tokenizer."""
+    words = {word: vectors_of(model, phrase).requires_grad_()}
+    add_words(model, words)
+    return words
+
+
+def test_a_word_starts_as_a_copy_of_its_init_word(tiny):
+    vectors = vectors_of(tiny, "heart")
     (heart,) = tiny.tokenizer.encode("heart")
-    assert torch.equal(concept.vectors, tiny.text_encoder.table[[heart]])
-    concept.vectors += 1
-    assert not torch.equal(concept.vectors, tiny.text_encoder.table[[heart]])
+    assert torch.equal(vectors, tiny.text_encoder.table[[heart]])
+    vectors += 1
+    assert not torch.equal(vectors, tiny.text_encoder.table[[heart]])
 
 
 def test_init_tokens_fill_the_vectors_in_turn(tiny):
-    concept = new_concept(tiny, "S*", "orange heart", 3)
     orange, heart = tiny.tokenizer.encode("orange heart")
-    assert torch.equal(concept.vectors, tiny.text_encoder.table[[orange, heart, orange]])
+    assert torch.equal(vectors_of(tiny, "orange heart", 3), tiny.text_encoder.table[[orange, heart, orange]])
 
 
 def test_the_new_rows_gradient_is_that_of_the_whole_table_under_a_mask(tiny):
     """The obvious slow way: every row a parameter, and a hook that multiplies the gradient by the row mask."""
-    concept = new_concept(tiny, "S*", "orange heart")
+    words = new_word(tiny, "S*", "orange heart")
     batch = a_batch(["a photo of a S*", "two S* next to a S*", "a sketch of a S* on a blue background"])
-    vectors = concept.learns()
-    inversion_loss(tiny, batch, vectors).backward()
+    vectors = words["S*"]
+    inversion_loss(tiny, batch, words).backward()
 
     old = tiny.text_encoder.table
     whole = torch.cat([old, vectors.detach()]).requires_grad_(True)
@@ -72,54 +78,47 @@ def inversion_loss_of_whole_table(tiny, batch, whole):
 
 
 def test_every_copy_of_the_word_in_a_prompt_adds_to_its_gradient(tiny):
-    vectors = new_concept(tiny, "S*", "heart").learns()
-    tiny.tokenizer.add_placeholder("<same>", 1)
-    both = torch.cat([vectors, vectors]).detach().requires_grad_(True)
-    inversion_loss(tiny, a_batch(["a S* next to a S*"]), vectors).backward()
-    inversion_loss(tiny, a_batch(["a S* next to a <same>"]), both).backward()
-    assert torch.allclose(vectors.grad[0], both.grad.sum(dim=0), rtol=1e-4, atol=1e-9)
+    once = new_word(tiny, "S*", "heart")
+    inversion_loss(tiny, a_batch(["a S* next to a S*"]), once).backward()
+    twice = {"S*": once["S*"].detach().clone().requires_grad_()} | new_word(tiny, "<same>", "heart")
+    inversion_loss(tiny, a_batch(["a S* next to a <same>"]), twice).backward()
+    assert torch.allclose(once["S*"].grad, twice["S*"].grad + twice["<same>"].grad, rtol=1e-4, atol=1e-9)
 
 
 def test_only_words_that_are_in_the_prompt_get_a_gradient(tiny):
-    first = new_concept(tiny, "S*", "heart")
-    second = new_concept(tiny, "<b>", "star circle")
-    vectors = torch.cat([first.vectors, second.vectors]).requires_grad_(True)
-    inversion_loss(tiny, a_batch(["a photo of a <b>"]), vectors).backward()
-    assert vectors.grad[0].abs().max() == 0
-    assert vectors.grad[1:].abs().max(dim=1).values.min() > 0
+    words = new_word(tiny, "S*", "heart") | new_word(tiny, "<b>", "star circle")
+    inversion_loss(tiny, a_batch(["a photo of a <b>"]), words).backward()
+    assert words["S*"].grad.abs().max() == 0
+    assert words["<b>"].grad.abs().max(dim=1).values.min() > 0
 
 
 def test_nothing_else_gets_a_gradient(tiny):
-    vectors = new_concept(tiny, "S*", "heart").learns()
-    inversion_loss(tiny, a_batch(["a photo of a S*"]), vectors).backward()
+    inversion_loss(tiny, a_batch(["a photo of a S*"]), new_word(tiny, "S*", "heart")).backward()
     assert all(p.grad is None for module in tiny.modules() for p in module.parameters())
 
 
-def test_the_rows_of_several_files_stand_in_the_order_of_their_ids(tiny):
-    a, b = torch.full((1, 128), 1.0), torch.full((2, 128), 2.0)
-    rows = add_concepts(tiny, [{"A*": a}, {"B*": b}])
-    assert torch.equal(rows, torch.cat([a, b]))
+def test_words_get_an_id_a_vector_behind_the_end_of_the_vocabulary(tiny):
+    add_words(tiny, {"A*": torch.zeros(1, 128), "B*": torch.zeros(2, 128)})
     size = tiny.tokenizer.vocabulary_size
     assert tiny.tokenizer.placeholders == {"A*": [size], "B*": [size + 1, size + 2]}
-    assert add_concepts(tiny, []) is None
 
 
-@pytest.mark.parametrize("property", ["object", "style"])
-def test_the_papers_templates_all_hold_the_word(tiny, property):
+@pytest.mark.parametrize("subject", ["object", "style"])
+def test_the_papers_templates_all_hold_the_word(tiny, subject):
     tiny.tokenizer.add_placeholder("S*", 2)
-    captions = captions_of(tiny, TEMPLATES[property], "S*")
-    assert len(captions) == {"object": 27, "style": 19}[property]
+    captions = captions_of(tiny, TEMPLATES[subject], "S*")
+    assert len(captions) == {"object": 27, "style": 19}[subject]
     assert all("S*" in caption for caption in captions)
 
 
-@pytest.mark.parametrize("property", ["object", "style"])
-def test_templates_go_with_what_the_checkpoint_takes_at_its_word_and_no_others(tiny, property):
-    assert templates_for(replace(tiny, defaults=Defaults()), property) == TEMPLATES[property]  # Stable Diffusion's
-    kept = templates_for(tiny, property)
-    gone = [template for template in TEMPLATES[property] if template not in kept]
-    assert len(kept) == {"object": 18, "style": 11}[property]
+@pytest.mark.parametrize("subject", ["object", "style"])
+def test_templates_go_with_what_the_checkpoint_takes_at_its_word_and_no_others(tiny, subject):
+    assert templates_for(replace(tiny, defaults=Defaults()), subject) == TEMPLATES[subject]  # Stable Diffusion's
+    kept = templates_for(tiny, subject)
+    gone = [template for template in TEMPLATES[subject] if template not in kept]
+    assert len(kept) == {"object": 18, "style": 11}[subject]
     assert all(set(template.split()) & set(tiny.defaults.taken_literally) for template in gone)
-    assert {"object": "a photo of a {}", "style": "a painting in the style of {}"}[property] in kept
+    assert {"object": "a photo of a {}", "style": "a painting in the style of {}"}[subject] in kept
 
 
 def test_a_template_that_hides_the_word_is_an_error(tiny):
@@ -172,24 +171,25 @@ def test_pictures_and_timesteps_of_a_batch_are_spread_out_and_all_equally_likely
         assert torch.unique(pairs, dim=1).shape[1] == 15
 
 
-def gradient(dtype, size=1.0):
-    """Of a new word's vectors, the loss times `size`, with the tiny checkpoint in this dtype."""
+def gradient(dtype, size=1.0, scale=1.0):
+    """Of a new word's vectors, the loss times `size`, with the tiny checkpoint in this dtype, scaled on its way."""
     model = load_checkpoint(WEIGHTS, dtype=dtype)
-    vectors = new_concept(model, "S*", "heart").learns()
-    (size * inversion_loss(model, a_batch(["a photo of a S*", "two S* next to a circle"]), vectors)).backward()
-    assert vectors.dtype == vectors.grad.dtype == torch.float32
-    return vectors.grad
+    words = new_word(model, "S*", "heart")
+    loss = inversion_loss(model, a_batch(["a photo of a S*", "two S* next to a circle"]), words)
+    (scale * size * loss).backward()
+    assert words["S*"].dtype == words["S*"].grad.dtype == torch.float32
+    return words["S*"].grad / scale
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.bfloat16, 0.2), (torch.float16, 0.02)])
 def test_frozen_weights_of_half_precision_give_nearly_the_same_gradient(dtype, limit):
     expected = gradient(torch.float32)
-    assert (gradient(dtype) - expected).norm() < limit * expected.norm()
+    scale = LOSS_SCALE if dtype == torch.float16 else 1.0
+    assert (gradient(dtype, scale=scale) - expected).norm() < limit * expected.norm()
 
 
-def test_in_float16_small_gradients_survive_by_the_loss_scale(monkeypatch):
+def test_in_float16_small_gradients_survive_by_the_loss_scale():
     """A picture of 512 pixels has 20 times as many latents as the tiny model's, and smaller gradients by as much."""
     expected = gradient(torch.float32, size=1e-3)
-    assert (gradient(torch.float16, size=1e-3) - expected).norm() < 0.05 * expected.norm()
-    monkeypatch.setattr(inversion, "LOSS_SCALE", 1.0)
-    assert (gradient(torch.float16, size=1e-3) - expected).norm() > 0.2 * expected.norm()
+    assert (gradient(torch.float16, 1e-3, LOSS_SCALE) - expected).norm() < 0.05 * expected.norm()
+    assert (gradient(torch.float16, 1e-3) - expected).norm() > 0.2 * expected.norm()

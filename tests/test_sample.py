@@ -1,5 +1,8 @@
 """sample.py from end to end on the tiny checkpoint, and every mistake a user can make with it."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from safetensors.torch import save_file
 import sample
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.images import to_images
+from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.sampler import SAMPLERS
 
 PROMPT = "a photo of a red circle on a blue background"
@@ -130,6 +134,48 @@ def test_the_tiny_checkpoint_obeys_a_prompt(run, tmp_path):
     pictures = [np.asarray(Image.open(tmp_path / "outputs" / "samples" / f"{i:04d}.png")) for i in range(8)]
     assert sum(colours_right(picture, ("red",)) for picture in pictures) >= 6
     assert sum(background_colour(picture) == "blue" for picture in pictures) >= 6
+
+
+def interrupt_at(monkeypatch, calls):
+    """Ctrl-C comes in the so-manieth call of the UNet."""
+    seen, predict = [], LatentDiffusion.predict
+
+    def interrupted(self, *arguments):
+        seen.append(None)
+        if len(seen) == calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(LatentDiffusion, "predict", interrupted)
+
+
+def test_an_interrupt_leaves_the_finished_batches_with_their_sheet(run, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 2 * 3 + 2)  # in the third batch of four
+    outcome = run("sample.py", "--prompt", PROMPT, "--num", 10, *FEW)
+    assert outcome.status == 130 and outcome.out.startswith("stopped: 8 of 10 pictures are in outputs/samples")
+    folder = tmp_path / "outputs" / "samples"
+    assert sorted(file.name for file in folder.iterdir()) == [*(f"000{i}.png" for i in range(8)), "sheet.png"]
+    assert "Seed: 7" in Image.open(folder / "0007.png").text["parameters"]
+    assert Image.open(folder / "sheet.png").width == 8 * 132 + 4
+
+
+def test_an_interrupt_before_the_first_batch_is_done_leaves_no_sheet(run, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 1)
+    outcome = run("sample.py", "--prompt", PROMPT, "--num", 2, *FEW)
+    assert outcome.status == 130 and outcome.out.startswith("stopped: 0 of 2 pictures")
+    assert list((tmp_path / "outputs" / "samples").iterdir()) == []
+
+
+def test_a_batch_is_written_before_the_next_begins(run, tmp_path, monkeypatch):
+    there, decode = [], LatentDiffusion.decode
+
+    def noting_decode(self, z_0):
+        there.append(len(list((tmp_path / "outputs" / "samples").glob("0*.png"))))
+        return decode(self, z_0)
+
+    monkeypatch.setattr(LatentDiffusion, "decode", noting_decode)
+    assert run("sample.py", "--prompt", PROMPT, "--num", 9, *FEW).status == 0
+    assert there == [0, 4, 8]
 
 
 # ---- mistakes: one line, status 2, nothing written

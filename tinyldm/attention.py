@@ -8,12 +8,12 @@ In self-attention q, k and v come from the same sequence. In cross-attention q c
 the prompt: this is the one place where words reach the pixels (latent diffusion, arXiv 2112.10752, section 3.3).
 """
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import Tensor
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, causal: bool = False) -> torch.Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V in `heads` independent heads.
 
     q: (b, n, heads * d); k and v: (b, m, heads * d). Returns (b, n, heads * d).

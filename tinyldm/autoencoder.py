@@ -13,10 +13,9 @@ The names are those of the original checkpoints (`first_stage_model.` + these), 
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from tinyldm.attention import attention
 
@@ -51,7 +50,7 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
@@ -68,7 +67,7 @@ class AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (rearrange(conv(h), "b c h w -> b (h w) c") for conv in (self.q, self.k, self.v))
         h = rearrange(attention(q, k, v, heads=1), "b (h w) c -> b c h w", h=x.shape[2])
@@ -82,7 +81,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         # Padded at the right and the bottom only, as the checkpoints were trained; symmetric padding would shift
         # every level by a pixel and the picture by eight.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -95,7 +94,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -117,7 +116,7 @@ class Level(nn.Module):
         self.downsample = Downsample(c_out) if downsample else nn.Identity()
         self.upsample = Upsample(c_out) if upsample else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
         return self.upsample(self.downsample(x))
@@ -132,7 +131,7 @@ class Middle(nn.Module):
         self.attn_1 = AttnBlock(config, channels)
         self.block_2 = ResnetBlock(config, channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -151,7 +150,7 @@ class Encoder(nn.Module):
         self.norm_out = norm(config, channels[-1])
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -173,7 +172,7 @@ class Decoder(nn.Module):
         self.norm_out = norm(config, channels[0])
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
@@ -195,16 +194,16 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
-    def encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, H, W) in [-1, 1] -> mean and log-variance of q(z | x), each (b, latent_channels, h, w)."""
         mean, log_variance = self.quant_conv(self.encoder(pictures)).chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)  # so that exp() stays finite in float32
 
     @staticmethod
-    def sample(mean: torch.Tensor, log_variance: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    def sample(mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
         """z = mean + sigma * eps with eps ~ N(0, I), all (b, latent_channels, h, w) (arXiv 1312.6114, section 2.4)."""
         return mean + (0.5 * log_variance).exp() * eps
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """(b, latent_channels, h, w) -> (b, 3, H, W), about in [-1, 1]; clamp before making pictures of it."""
         return self.decoder(self.post_quant_conv(z))

@@ -74,7 +74,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def whole(least: int, most: float = float("inf")) -> Callable[[str], int]:
+def whole_number(least: int, most: float = float("inf")) -> Callable[[str], int]:
     """An argparse type: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
@@ -105,7 +105,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prediction", choices=PREDICTIONS, help="what the UNet was trained to say, if the checkpoint does not tell"
     )
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="same seed, same result (%(default)s)")
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="N", help="same seed, same result (%(default)s)"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument(
         "--dtype", choices=["auto", *DTYPES], default="auto", help="of the frozen weights; auto: float32 on the CPU"

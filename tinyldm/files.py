@@ -1,10 +1,12 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Writing files so that nobody ever finds half of one, and reading lists of lines."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tinyldm import InputError
 
 
 @contextmanager
@@ -26,3 +28,15 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a text file that are not empty, without white space around them.
+
+    what: what the lines are, for the message. Raises InputError if the file can't be read as UTF-8 text.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the {what} {path} ({error}); expected a text file, one a line") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -1,6 +1,7 @@
 """Pictures: from files to tensors and back, and contact sheets to look at.
 
-In here a picture is a PIL image of mode RGB; the models take tensors (n, 3, height, width) in [-1, 1].
+In all of tinyldm an image is one of PIL's, of mode RGB; pictures are what the models take, tensors (n, 3, height,
+width) in [-1, 1]; and pixels are arrays of uint8, (n, height, width, 3).
 """
 
 import math

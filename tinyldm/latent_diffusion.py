@@ -1,10 +1,15 @@
-"""The five parts of a text-to-image latent diffusion model, side by side: no machinery to chase."""
+"""The five parts of a text-to-image latent diffusion model, side by side, and the way through them.
+
+A learned word is one entry of a dictionary `words` on its whole way: the word -> its vectors, (vectors, width) float32.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderKL
@@ -13,6 +18,16 @@ from tinyldm.sampler import SAMPLERS, first_noise, guided
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.tokenizer import Tokenizer
 from tinyldm.unet import UNet
+
+
+class Sampling(NamedTuple):
+    """How pictures are made from noise."""
+
+    sampler: str
+    steps: int
+    guidance: float
+    height: int  # pixels
+    width: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,23 @@ class Defaults:
     init_object: str = "object"  # the word that a new object starts from,
     init_style: str = "painting"  # and a new style
     taken_literally: tuple[str, ...] = ()  # words its captions use only where true: templates with them go
+
+    def sampling(
+        self,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Sampling:
+        """What is given, and the defaults in place of what is None."""
+        return Sampling(
+            sampler or self.sampler,
+            steps or self.sampler_steps,
+            self.guidance if guidance is None else guidance,
+            height or self.size,
+            width or self.size,
+        )
 
 
 @dataclass
@@ -69,18 +101,31 @@ class LatentDiffusion:
         factor = self.autoencoder.config.factor
         return self.autoencoder.config.latent_channels, height // factor, width // factor
 
-    def encode(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, H, W) in [-1, 1] -> mean and log-variance of the scaled latents, each (b, c, h, w) in float32."""
         mean, log_variance = self.autoencoder.encode(pictures.to(self.device, self.dtype))
         return self.scale * mean.float(), log_variance.float() + 2 * math.log(self.scale)
 
-    def decode(self, z_0: torch.Tensor) -> torch.Tensor:
+    def decode(self, z_0: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w) -> pictures (b, 3, H, W) in float32, about in [-1, 1]."""
         return self.autoencoder.decode((z_0 / self.scale).to(self.dtype)).float()
 
-    def context(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts -> what the UNet's cross-attention reads, (b, tokens, width). vectors: the learned rows, if any."""
+    def context(self, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Prompts -> what the UNet's cross-attention reads, (b, tokens, width).
+
+        words: the vectors of every word that was added to the tokenizer; see inversion.add_words.
+        """
+        # The text encoder reads all vectors as rows of one table, in the order of the placeholders' ids.
+        rows = [words[word] for word in self.tokenizer.placeholders] if words else []
+        vectors = torch.cat(rows).to(self.device) if rows else None
         return self.text_encoder(self.tokenizer(prompts).to(self.device), vectors)
+
+    def predict(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The UNet's answer, eps or v, in float32, whatever the precision of the weights.
+
+        z_t: (b, c, h, w); t: (b,); context: (b, tokens, width), as `context` gives it. Returns (b, c, h, w).
+        """
+        return self.unet(z_t.to(self.dtype), t, context).float()
 
     def check_size(self, height: int, width: int) -> None:
         """Raises InputError if the UNet cannot halve and double pictures of this size."""
@@ -97,20 +142,18 @@ class LatentDiffusion:
         prompts: Sequence[str],
         seeds: Sequence[int],  # one a prompt: each picture's noise is its own, whatever its neighbours
         *,
-        vectors: torch.Tensor | None = None,  # the rows of the learned words
+        words: Mapping[str, Tensor] | None = None,  # learned ones
         negative: str = "",  # what to move away from
         sampler: str | None = None,  # None here and below: the checkpoint's default
         steps: int | None = None,
         guidance: float | None = None,
         height: int | None = None,
         width: int | None = None,
-    ) -> Iterator[torch.Tensor]:
+    ) -> Iterator[Tensor]:
         """Yields the latents (b, c, h, w) after each step of the sampler; decode the last for the pictures."""
-        d = self.defaults
-        height, width = height or d.size, width or d.size
-        self.check_size(height, width)
-        context = self.context([*prompts, negative], vectors)
-        denoiser = guided(self.unet, context[:-1], context[-1:], d.guidance if guidance is None else guidance)
-        z_T, generators = first_noise(self.latent_shape(height, width), seeds)
-        run = SAMPLERS[sampler or d.sampler]
-        yield from run(denoiser, z_T.to(self.device), self.schedule, steps or d.sampler_steps, generators)
+        how = self.defaults.sampling(sampler, steps, guidance, height, width)
+        self.check_size(how.height, how.width)
+        context = self.context([*prompts, negative], words)
+        model = guided(self.predict, context[:-1], context[-1:], how.guidance)
+        z_T, generators = first_noise(self.latent_shape(how.height, how.width), seeds)
+        yield from SAMPLERS[how.sampler](model, z_T.to(self.device), self.schedule, how.steps, generators)

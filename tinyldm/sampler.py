@@ -3,13 +3,13 @@
 A sampler is a generator. It takes z ~ N(0, I) of shape (batch, channels, h, w) and yields the latent after every step:
 
     z, generators = first_noise((4, 64, 64), seeds=[0, 1])
-    for z in SAMPLERS["ddim"](guided(unet, context, uncond_context, 7.5), z, schedule, 50, generators):
+    for z in SAMPLERS["ddim"](guided(model.predict, context, uncond_context, 7.5), z, schedule, 50, generators):
         ...  # progress, previews
-    images = autoencoder.decode(z / scale)
+    pictures = model.decode(z)
 
 Every z that is yielded is a z_t as the UNet is trained on, of variance near one; the last one is the sample. The caller
-moves the first noise to the model's device. Between two calls of the model everything is float32, whatever the model's
-own precision is. The conventions (which timesteps, which last step) are those of diffusers with SD 1.5's settings.
+moves the first noise to the model's device. Everything here is float32; `LatentDiffusion.predict` casts to the model's
+own precision and back. The conventions (which timesteps, which last step) are diffusers', with SD 1.5's settings.
 """
 
 import math
@@ -21,17 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyldm import InputError
 from tinyldm.schedule import NoiseSchedule
 
 Model = Callable[[Tensor, Tensor], Tensor]  # z_t (batch, c, h, w), t (batch,) -> eps or v (batch, c, h, w)
-UNet = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same with the context (batch, tokens, width)
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same with the context (batch, tokens, width)
 
 
 # ---- guidance ----
 
 
-def guided(unet: UNet, context: Tensor, uncond_context: Tensor | None, scale: float) -> Model:
+def guided(predict: Predict, context: Tensor, uncond_context: Tensor | None, scale: float) -> Model:
     """Classifier-free guidance (2207.12598, eq. 6): eps_uncond + scale (eps_cond - eps_uncond).
 
     In the paper's letters scale is 1 + w: 0 ignores the prompt, 1 is the plain model, more exaggerates what the prompt
@@ -39,17 +38,12 @@ def guided(unet: UNet, context: Tensor, uncond_context: Tensor | None, scale: fl
     in its place that of a negative prompt, to move away from. Both halves are one UNet call on a doubled batch; scale 1
     needs the conditional half alone.
     """
-
-    def conditional(z: Tensor, t: Tensor) -> Tensor:
-        return unet(z.to(context.dtype), t, context)
-
     if scale == 1:
-        return conditional
+        return lambda z, t: predict(z, t, context)
     contexts = torch.cat([context, uncond_context.expand_as(context)])
 
     def model(z: Tensor, t: Tensor) -> Tensor:
-        z = z.to(context.dtype)  # the context comes out of the text encoder in the precision the UNet runs in
-        eps_cond, eps_uncond = unet(torch.cat([z, z]), torch.cat([t, t]), contexts).float().chunk(2)
+        eps_cond, eps_uncond = predict(torch.cat([z, z]), torch.cat([t, t]), contexts).chunk(2)
         return eps_uncond + scale * (eps_cond - eps_uncond)
 
     return model
@@ -86,7 +80,7 @@ def ddpm(
     """
     timesteps = schedule.timesteps(steps, "leading").tolist()
     for t, previous in pairwise([*timesteps, -1]):
-        z_0 = schedule.predict_x0(z, _call(model, z, t), t)
+        z_0 = schedule.predict_z_0(z, _call(model, z, t), t)
         z, variance = schedule.posterior(z, z_0, t, previous)
         if previous >= 0:
             z = z + variance.sqrt() * noise_like(z, generators)
@@ -95,32 +89,18 @@ def ddpm(
 
 @torch.no_grad()
 def ddim(
-    model: Model,
-    z: Tensor,
-    schedule: NoiseSchedule,
-    steps: int,
-    generators: Sequence[torch.Generator],
-    *,
-    eta: float = 0.0,  # 0: deterministic; 1: as much fresh noise per step as ddpm
+    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
 ) -> Iterator[Tensor]:
-    """DDIM (2010.02502): predict z_0, then put back the noise of the previous timestep, partly fresh if eta > 0.
+    """DDIM (2010.02502, eq. 12 with its σ = 0): predict z_0 and eps, and put them together again with less noise.
 
     The timesteps 981, 961, …, 21, 1 (for 50). The last step goes to timestep 0 and not to the clean latent, as in the
-    original code of Stable Diffusion: a trace of noise, 3% of the signal, stays.
+    original code of Stable Diffusion: a trace of noise, 3% of the signal, stays. Draws no noise.
     """
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta must be between 0 and 1, not {eta!r}")
-    timesteps = schedule.timesteps(steps, "leading").tolist()
-    for t in timesteps:
+    for t in schedule.timesteps(steps, "leading").tolist():
         previous = max(t - schedule.steps // steps, 0)
         output = _call(model, z, t)
-        z_0, eps = schedule.predict_x0(z, output, t), schedule.predict_eps(z, output, t)
-        alpha, sigma = schedule.scales(t, z)
-        alpha_previous, sigma_previous = schedule.scales(previous, z)
-        fresh = eta * sigma_previous / sigma * (1 - (alpha / alpha_previous) ** 2).sqrt()  # eq. 16, σ_t in the paper
-        z = alpha_previous * z_0 + (sigma_previous**2 - fresh**2).sqrt() * eps  # eq. 12
-        if eta > 0:
-            z = z + fresh * noise_like(z, generators)
+        z_0, eps = schedule.predict_z_0(z, output, t), schedule.predict_eps(z, output, t)
+        z = schedule.add_noise(z_0, eps, previous)
         yield z
 
 
@@ -211,14 +191,14 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 
 
 def _call(model: Model, z: Tensor, t: int | float) -> Tensor:
-    """The model's float32 output at one timestep for the whole batch."""
-    return model(z, torch.full((len(z),), t, device=z.device)).float()
+    """The model's output at one timestep for the whole batch."""
+    return model(z, torch.full((len(z),), t, device=z.device))
 
 
 def _denoise(model: Model, x: Tensor, t: int | float, sigma: float, schedule: NoiseSchedule) -> Tensor:
     """The z_0 that the model sees in x = z_0 + sigma eps."""
-    z, alpha = _to_z(x, sigma), 1 / (1 + sigma**2) ** 0.5
-    return schedule.x0_at(z, _call(model, z, t), alpha, sigma * alpha)
+    z, signal = _to_z(x, sigma), 1 / (1 + sigma**2) ** 0.5
+    return schedule.z_0_at(z, _call(model, z, t), signal, sigma * signal)
 
 
 def _to_z(x: Tensor, sigma: float) -> Tensor:

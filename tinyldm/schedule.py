@@ -4,9 +4,9 @@ Forward process (DDPM 2006.11239, eq. 4), t = 0 nearly clean, t = steps - 1 near
 
     z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) eps,     ᾱ_t = Π_{s <= t} (1 - β_s),     eps ~ N(0, I)
 
-ᾱ is `alphas_cumprod`, and alpha and sigma in the methods below are the two factors. Training uses `add_noise` and
-`target`; sampling uses `timesteps`, `predict_x0`, `predict_eps` and `posterior`. Everywhere z is (batch, channels,
-height, width), and t one int or a LongTensor (batch,).
+ᾱ is `alphas_cumprod`; the two factors are called `signal` and `noise`, here and in sampler.py. Training uses
+`add_noise` and `target`; sampling uses `timesteps`, `predict_z_0`, `predict_eps` and `posterior`. Everywhere z is
+(batch, channels, height, width), and t one int or a LongTensor (batch,).
 """
 
 import numpy as np
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from tinyldm import InputError
 
-KINDS = ("scaled_linear", "linear", "cosine")
+KINDS = ("scaled_linear", "linear")
 PREDICTIONS = ("eps", "v")
 
 
 class NoiseSchedule:
     """The tables β_t, ᾱ_t and σ_t and what follows from them; the defaults are Stable Diffusion's (LDM 2112.10752).
 
-    All three tables are float32 (steps,) on the CPU and move to the latents' device where they are used.
-    `sigmas` is the noise in units of the signal, sqrt((1 - ᾱ) / ᾱ): the σ of EDM (2206.00364).
+    All three tables are float32 (steps,) on the CPU and move to the latents' device where they are used. σ, in
+    `sigmas`, is EDM's (2206.00364): the noise in units of the signal, sqrt((1 - ᾱ) / ᾱ).
     """
 
     def __init__(
         self,
         steps: int = 1000,  # number of timesteps the model is trained on
         beta_start: float = 0.00085,  # variance of the noise that the first step adds
-        beta_end: float = 0.0120,  # … and the last; "cosine" uses neither
-        kind: str = "scaled_linear",  # "scaled_linear": linear in sqrt(β), "linear": in β, "cosine": 2102.09672, eq. 17
+        beta_end: float = 0.0120,  # … and the last
+        kind: str = "scaled_linear",  # what grows in a straight line: sqrt(β), or for "linear" β itself
         prediction: str = "eps",  # what the UNet's output means: "eps" (SD 1.x) or "v" (SD 2.1-768)
     ):
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
@@ -60,15 +60,15 @@ class NoiseSchedule:
 
     def add_noise(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) eps (DDPM eq. 4)."""
-        alpha, sigma = self.scales(t, z_0)
-        return alpha * z_0 + sigma * eps
+        signal, noise = self.scales(t, z_0)
+        return signal * z_0 + noise * eps
 
     def target(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """What the UNet learns to answer: eps (DDPM eq. 14), or v = sqrt(ᾱ_t) eps - sqrt(1 - ᾱ_t) z_0 (2202.00512)."""
         if self.prediction == "eps":
             return eps
-        alpha, sigma = self.scales(t, z_0)
-        return alpha * eps - sigma * z_0
+        signal, noise = self.scales(t, z_0)
+        return signal * eps - noise * z_0
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """A timestep for each picture of a batch, (count,): all equally likely, but one from each of `count` equal
@@ -78,42 +78,42 @@ class NoiseSchedule:
 
     # ---- sampling ----
 
-    def predict_x0(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
+    def predict_z_0(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
         """The clean latent that the UNet's output (eps or v) implies: DDPM eq. 15, or 2202.00512 appendix D for v."""
-        return self.x0_at(z_t, output, *self.scales(t, z_t))
+        return self.z_0_at(z_t, output, *self.scales(t, z_t))
 
     def predict_eps(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
         """The noise that the UNet's output implies; the output itself if that is what it predicts."""
         if self.prediction == "eps":
             return output
-        alpha, sigma = self.scales(t, z_t)
-        return alpha * output + sigma * z_t
+        signal, noise = self.scales(t, z_t)
+        return signal * output + noise * z_t
 
-    def x0_at(self, z_t: Tensor, output: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """`predict_x0` at any noise level, z_t = alpha z_0 + sigma eps with alpha² + sigma² = 1; between timesteps too.
+    def z_0_at(self, z_t: Tensor, output: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:
+        """`predict_z_0` at any noise level, between timesteps too: z_t = signal z_0 + noise eps, signal² + noise² = 1.
 
-        For eps, solve that equation for z_0. For v: (z_t, v) is (z_0, eps) turned by the angle atan(sigma / alpha),
+        For eps, solve that equation for z_0. For v: (z_t, v) is (z_0, eps) turned by the angle atan(noise / signal),
         and this turns it back.
         """
         if self.prediction == "eps":
-            return (z_t - sigma * output) / alpha
-        return alpha * z_t - sigma * output
+            return (z_t - noise * output) / signal
+        return signal * z_t - noise * output
 
     def posterior(
         self, z_t: Tensor, z_0: Tensor, t: int | Tensor, previous: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z_previous | z_t, z_0), DDPM eq. 6 and 7; previous is t - 1 if it is not given.
 
-        A larger stride joins several small steps into one, whose alpha is ᾱ_t / ᾱ_previous (2102.09672, section 4).
+        A larger stride joins several small steps into one, whose α is ᾱ_t / ᾱ_previous (2102.09672, section 4).
         previous < 0 means the clean latent. Returns the mean like z_t and the variance (batch or 1, 1, 1, 1).
         """
         alpha_bar = self.alpha_bar(t, z_t)
         alpha_bar_previous = self.alpha_bar(t - 1 if previous is None else previous, z_t)
-        alpha = alpha_bar / alpha_bar_previous
-        beta = 1 - alpha
-        towards_z_0 = alpha_bar_previous.sqrt() * beta / (1 - alpha_bar)
-        towards_z_t = alpha.sqrt() * (1 - alpha_bar_previous) / (1 - alpha_bar)
-        return towards_z_0 * z_0 + towards_z_t * z_t, beta * (1 - alpha_bar_previous) / (1 - alpha_bar)
+        alpha_t = alpha_bar / alpha_bar_previous
+        beta_t = 1 - alpha_t
+        towards_z_0 = alpha_bar_previous.sqrt() * beta_t / (1 - alpha_bar)
+        towards_z_t = alpha_t.sqrt() * (1 - alpha_bar_previous) / (1 - alpha_bar)
+        return towards_z_0 * z_0 + towards_z_t * z_t, beta_t * (1 - alpha_bar_previous) / (1 - alpha_bar)
 
     def timesteps(self, n: int, spacing: str = "leading") -> Tensor:
         """The n timesteps a sampler visits, noisiest first (n,). For n = 50 of 1000:
@@ -138,7 +138,7 @@ class NoiseSchedule:
         return torch.from_numpy(t[::-1].copy())
 
     def scales(self, t: int | Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(sqrt(ᾱ_t), sqrt(1 - ᾱ_t)), each (batch or 1, 1, 1, 1) on the device of z."""
+        """signal and noise, sqrt(ᾱ_t) and sqrt(1 - ᾱ_t), each (batch or 1, 1, 1, 1) on the device of z."""
         alpha_bar = self.alpha_bar(t, z)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
@@ -153,9 +153,4 @@ def _betas(steps: int, start: float, end: float, kind: str) -> np.ndarray:
     """β_t, (steps,) float64."""
     if kind == "linear":
         return np.linspace(start, end, steps)
-    if kind == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, steps) ** 2
-    # "cosine" gives ᾱ directly; β follows from neighbours, capped because ᾱ falls to 0 (2102.09672, eq. 17)
-    u = np.arange(steps + 1) / steps
-    alphas_cumprod = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
+    return np.linspace(start**0.5, end**0.5, steps) ** 2

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from tinyldm.attention import attention
 
@@ -52,7 +52,7 @@ class UNetConfig:
         return 2 ** (len(self.channels) - 1)
 
 
-def timestep_embedding(t: torch.Tensor, width: int, max_period: float = 10_000.0) -> torch.Tensor:
+def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """[cos(w_i t), sin(w_i t)] with w_i falling from 1 to 1 / max_period: (b,) -> (b, width), in float32.
 
     The sinusoids of Attention Is All You Need (section 3.5), cosines first, as the checkpoints were trained.
@@ -82,7 +82,7 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb: the embedded timestep, (b, 4 * channels[0])."""
         h = self.in_layers(x) + rearrange(self.emb_layers(emb), "b c -> b c 1 1")
         return self.skip_connection(x) + self.out_layers(h)
@@ -99,7 +99,7 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Identity())
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
         return self.to_out(attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
@@ -111,7 +111,7 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(c_in, 2 * c_out)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
@@ -121,7 +121,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
@@ -137,7 +137,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -155,7 +155,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         # A 1x1 convolution is a linear layer on every pixel, so 1.x and 2.x differ only in which side of the
         # rearrangement their projections stand.
         h = self.norm(x)
@@ -176,7 +176,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
 
@@ -187,14 +187,14 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Stage(nn.Sequential):
     """Layers in a row, each given what it takes: ResBlocks the timestep, SpatialTransformers the prompt."""
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -256,7 +256,7 @@ class UNet(nn.Module):
             nn.Conv2d(width, config.latent_channels, 3, padding=1),
         )
 
-    def forward(self, z_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """z_t: (b, latent_channels, h, w); t: (b,), whole or fractional; context: (b, tokens, context_width).
 
         Returns (b, latent_channels, h, w). h and w must be multiples of config.factor.

@@ -22,7 +22,7 @@ from helpers.reference import autoencoder_name, unet_name
 from tinyldm import autoencoder, clip, unet
 from tinyldm.formats import merges as merges_files
 from tinyldm.formats.names import PREFIXES
-from tinyldm.inversion import add_concepts
+from tinyldm.inversion import add_words
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.sampler import first_noise
 from tinyldm.tokenizer import ALPHABET, END, START
@@ -190,13 +190,16 @@ def their_picture(pipe: StableDiffusionPipeline, prompt: str = PROMPT, size: int
 
 
 @torch.no_grad()
-def our_picture(model: LatentDiffusion, prompt: str = PROMPT, vectors: torch.Tensor | None = None, size: int = SIZE):
-    *_, z_0 = model.generate([prompt], [0], vectors=vectors, sampler="ddim", steps=4, height=size, width=size)
+def our_picture(
+    model: LatentDiffusion, prompt: str = PROMPT, words: dict[str, torch.Tensor] | None = None, size: int = SIZE
+):
+    *_, z_0 = model.generate([prompt], [0], words=words, sampler="ddim", steps=4, height=size, width=size)
     return 255 * (model.decode(z_0)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def with_word(model: LatentDiffusion, words: dict[str, torch.Tensor]) -> torch.Tensor:
-    return add_concepts(model, [words])
+def with_word(model: LatentDiffusion, words: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    add_words(model, words)
+    return words
 
 
 # ---- single files ----

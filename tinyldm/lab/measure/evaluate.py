@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images, to_tensor
-from tinyldm.inversion import add_concepts
+from tinyldm.inversion import add_words
 from tinyldm.lab.pretraining.loop import batch_of
 from tinyldm.lab.world.captions import SHEET_PROMPTS
 from tinyldm.lab.world.distribution import EXAMPLES, HELD_OUT_SEED, make_pictures
@@ -101,15 +101,13 @@ def generate(
     model: LatentDiffusion,
     prompts: list[str],
     seed: int = 0,
-    vectors: torch.Tensor | None = None,
+    words: dict[str, torch.Tensor] | None = None,
     guidance: float | None = None,
 ) -> list[Image.Image]:
     images = []
     for first in tqdm(range(0, len(prompts), 20), desc="sampling", leave=False):
         batch = prompts[first : first + 20]
-        *_, z_0 = model.generate(
-            batch, range(seed + first, seed + first + len(batch)), vectors=vectors, guidance=guidance
-        )
+        *_, z_0 = model.generate(batch, range(seed + first, seed + first + len(batch)), words=words, guidance=guidance)
         with torch.no_grad():
             images += to_images(model.decode(z_0))
     return images
@@ -133,11 +131,11 @@ def word_obeyed(weights: Path, embedding: Path, expected: tuple[str, ...]) -> tu
     """16 samples of a learned word over 4 backgrounds: how many have its colours, how many the background's."""
     model = load_checkpoint(weights)
     words = load_embeddings(embedding)
-    vectors = add_concepts(model, [words])
+    add_words(model, words)
     token = next(iter(words))
     asked = backgrounds_for(expected)
     prompts = [f"a photo of {token} on a {background} background" for background in asked]
-    images = generate(model, prompts, vectors=vectors)
+    images = generate(model, prompts, words=words)
     pictures = [np.asarray(image) for image in images]
     right = np.mean([colours_right(picture, expected) for picture in pictures])
     obeyed = np.mean([background_colour(p) == background for p, background in zip(pictures, asked, strict=True)])

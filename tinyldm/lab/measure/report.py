@@ -23,7 +23,7 @@ from PIL import Image
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images
-from tinyldm.inversion import add_concepts
+from tinyldm.inversion import add_words
 from tinyldm.lab.measure.evaluate import (
     background_colour,
     backgrounds_for,
@@ -179,10 +179,10 @@ def first(questions: Iterator[Question], count: int, least: int = 6) -> list[Que
 
 
 def ask(
-    model: LatentDiffusion, judge: Judge, questions: list[Question], vectors: torch.Tensor | None = None
+    model: LatentDiffusion, judge: Judge, questions: list[Question], words: dict[str, torch.Tensor] | None = None
 ) -> tuple[dict[str, float], list[Image.Image]]:
     """The share of the pictures in which each check is passed, and the pictures."""
-    images = generate(model, [with_articles(question.prompt) for question in questions], vectors=vectors)
+    images = generate(model, [with_articles(question.prompt) for question in questions], words=words)
     pixels = np.stack([np.asarray(image) for image in images])
     passed: dict[str, list[bool]] = {}
     for question, picture, said in zip(questions, pixels, judge.answers(to_tensor(pixels)), strict=True):
@@ -269,17 +269,17 @@ def report_words(weights: Path, judge: Judge, things: list[Thing], sheets: Path 
         model = load_checkpoint(weights)
         figures, images = ask_of_a_word(model, judge, name(thing), thing)
         print(f"{name(thing)}, in plain words: {as_shares(figures)}", flush=True)
-        vectors = add_concepts(model, [words])
-        figures, images = ask_of_a_word(model, judge, "S*", thing, vectors)
+        add_words(model, words)
+        figures, images = ask_of_a_word(model, judge, "S*", thing, words)
         print(f"{name(thing)}, learned: {as_shares(figures)}", flush=True)
         save_sheet(sheets, f"word-{name(thing).replace(' ', '-')}.png", images)
 
 
 def ask_of_a_word(
-    model: LatentDiffusion, judge: Judge, word: str, thing: Thing, vectors: torch.Tensor | None = None
+    model: LatentDiffusion, judge: Judge, word: str, thing: Thing, words: dict[str, torch.Tensor] | None = None
 ) -> tuple[dict[str, float], list[Image.Image]]:
     questions = [question for questions in of_a_word(word, thing).values() for question in questions]
-    return ask(model, judge, questions, vectors)
+    return ask(model, judge, questions, words)
 
 
 def as_shares(figures: dict[str, float]) -> str:

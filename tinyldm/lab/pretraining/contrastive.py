@@ -348,7 +348,9 @@ def class_of(picture: Picture, what: str) -> str | None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"), help="the checkpoint (%(default)s)")
-    parser.add_argument("--pictures", type=cli.whole(500), default=2000, help="to draw for zero-shot (%(default)s)")
+    parser.add_argument(
+        "--pictures", type=cli.whole_number(500), default=2000, help="to draw for zero-shot (%(default)s)"
+    )
     args = parser.parse_args(argv)
 
     model = load_clip(args.weights / "clip.safetensors")

@@ -232,7 +232,7 @@ def train_decoder(
             z_0 = autoencoder.sample(mean.float(), log_variance.float(), eps_0)
             t = torch.randint(FINISHING, (len(z_0),), generator=noise).to(device)
             z_t = SCHEDULE.add_noise(z_0, eps, t)
-            return SCHEDULE.predict_x0(z_t, denoiser(z_t, t, tokenizer(captions).to(device)).float(), t)
+            return SCHEDULE.predict_z_0(z_t, denoiser(z_t, t, tokenizer(captions).to(device)).float(), t)
 
     def loss_of(draw: np.random.Generator, noise: torch.Generator) -> dict[str, torch.Tensor]:
         rows = draw.choice(len(pictures), size=recipe.batch, p=chances)

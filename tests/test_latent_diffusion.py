@@ -1,0 +1,66 @@
+"""The five parts together: words find their ids, half precision stays inside, and sizes must fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tinyldm import InputError
+from tinyldm.inversion import add_words
+from tinyldm.latent_diffusion import Defaults
+from tinyldm.sampler import SAMPLERS, first_noise, guided
+from tinyldm.schedule import NoiseSchedule
+
+
+def test_every_word_brings_its_own_vectors_in_whatever_order_the_words_are_given(tiny):
+    star, lemon = (tiny.text_encoder.table[tiny.tokenizer.encode(word)] for word in ("star", "lemon"))
+    add_words(tiny, {"S*": star, "<l>": lemon})
+    expected = tiny.context(["a star next to a lemon"])
+    for words in ({"S*": star, "<l>": lemon}, {"<l>": lemon, "S*": star}):
+        assert torch.equal(tiny.context(["a S* next to a <l>"], words), expected)
+
+
+def test_a_word_without_its_vectors_is_an_error(tiny):
+    vectors = torch.zeros(1, 128)
+    add_words(tiny, {"S*": vectors, "<l>": vectors})
+    with pytest.raises(KeyError, match="<l>"):
+        tiny.context(["a S*"], {"S*": vectors})
+    with pytest.raises(ValueError, match="pass its vectors"):
+        tiny.context(["a S*"])
+
+
+class HalfUNet(torch.nn.Module):
+    """Answers with most of what it is given, which must be in this dtype."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, z, t, context):
+        assert z.dtype == context.dtype == self.dtype
+        return 0.9 * z
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1, 3.0])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_half_precision_models_are_sampled_in_float32(tiny, name, scale, dtype):
+    model = replace(tiny.to("cpu", dtype), unet=HalfUNet(dtype))
+    z, generators = first_noise((4, 6, 6), [3, 4])
+    context = torch.zeros(2, 5, 8, dtype=dtype)
+    for z_t in SAMPLERS[name](guided(model.predict, context, context[:1], scale), z, NoiseSchedule(), 4, generators):
+        assert z_t.dtype == torch.float32 and z_t.isfinite().all()
+
+
+def test_sampling_takes_what_is_given_and_the_defaults_for_the_rest():
+    defaults = Defaults(size=64, sampler="ddim", sampler_steps=25, guidance=3.0)
+    assert defaults.sampling() == ("ddim", 25, 3.0, 64, 64)
+    assert defaults.sampling("euler", 4, 0.5, 96, 32) == ("euler", 4, 0.5, 96, 32)
+
+
+def test_a_size_that_does_not_fit_is_refused_with_the_nearest_that_does(tiny):
+    tiny.check_size(96, 64)
+    with pytest.raises(InputError, match=r"50x64 pixels does not fit .* multiples of 16; try 48x64"):
+        tiny.check_size(50, 64)
+    with pytest.raises(InputError, match="multiples of 16"):
+        next(tiny.generate(["a star"], [0], height=50))
