@@ -102,6 +102,12 @@ def highest_memory() -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_in_the_real_home(tmp_path_factory) -> None:
+    """For every test, and the processes that it starts: SHA-256 is remembered in a folder of pytest's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def tiny() -> LatentDiffusion:
     """A fresh copy of the tiny checkpoint, so that a test may add placeholders to it."""

@@ -15,6 +15,7 @@ from tinyldm import InputError
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.clip_image import CLIP, CLIPConfig, CLIPVisionConfig, normalize, preprocess
 from tinyldm.formats.checkpoint import load_clip
+from tinyldm.formats.names import clip_sizes
 from tinyldm.images import to_tensor
 
 WORDS = TEXTS["1.x"].vocabulary_size  # the first id that is not a word of the vocabulary
@@ -241,7 +242,7 @@ def test_names_shapes_and_sizes_are_the_public_clips(config, parameters):
     shapes = {name: tuple(value.shape) for name, value in ours.state_dict().items()}
     assert shapes == {name: tuple(value.shape) for name, value in reference.state_dict().items()}
     assert count(ours) == parameters
-    assert CLIPConfig.from_shapes(shapes) == config
+    assert clip_sizes(shapes) == config
 
 
 @torch.no_grad()
@@ -375,6 +376,13 @@ def test_a_tensor_that_does_not_fit_is_named_in_one_line(written, stored, change
     with pytest.raises(InputError, match=message) as error:
         load_clip(written(tensors, model.config if stored else None))
     assert "\n" not in str(error.value)
+
+
+def test_sizes_that_would_keep_the_computer_busy_are_refused(written):
+    model, _ = clips("openai")
+    names = {"text_model.encoder.layers.999.mlp.fc1.bias": torch.zeros(1)}
+    with pytest.raises(InputError, match="layers is 1000, expected 1 to 100"):
+        load_clip(written({**model.state_dict(), **names}))
 
 
 def test_a_file_with_the_text_tower_alone_is_refused(written):

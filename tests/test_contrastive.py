@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from tinyldm import InputError
 from tinyldm.formats.checkpoint import load_clip
+from tinyldm.formats.merges import read_merges, write_merges
 from tinyldm.lab.pretraining import contrastive
 from tinyldm.lab.pretraining import loop as training
 from tinyldm.lab.pretraining.loop import Job, Recipe, load_section
@@ -212,7 +213,7 @@ def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world)
     with safe_open(path, "pt") as file:
         assert all(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
     model = load_clip(path)
-    tokenizer = Tokenizer.read(tmp_path / "weights" / "merges.txt")
+    tokenizer = Tokenizer(read_merges(tmp_path / "weights" / "merges.txt"))
     assert model.config == contrastive.tiny_clip(tokenizer.vocabulary_size).config
     average = load_section(tmp_path / "fine-clip", "average")
     assert all(tensor.equal(average[name].float()) for name, tensor in model.state_dict().items())
@@ -221,7 +222,7 @@ def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world)
 def test_it_is_not_written_beside_a_diffusion_model_of_another_vocabulary(tmp_path, world):
     train_both_stages(tmp_path, world, steps=1)
     (tmp_path / "weights").mkdir()
-    Tokenizer([("a", "b")]).write_merges(tmp_path / "weights" / "merges.txt")
+    write_merges(tmp_path / "weights" / "merges.txt", [("a", "b")])
     with pytest.raises(InputError, match=r"merges\.txt differs"):
         contrastive.export_clip(tmp_path, tmp_path / "weights")
     assert not (tmp_path / "weights" / "clip.safetensors").exists()

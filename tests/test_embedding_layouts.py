@@ -230,8 +230,8 @@ def open_clip():
         ({"state_dict": {"conv.weight": torch.ones(4, 4, 3, 3)}}, "a checkpoint"),
         ({"model.diffusion_model.out.2.weight": torch.ones(4, 4, 3, 3)}, "a checkpoint"),
         ({"conv.weight": torch.ones(4, 4, 3, 3)}, "a model or a part of one"),
-        (text_encoder, "a whole text encoder"),
-        (open_clip, "a whole text encoder"),
+        (text_encoder, "a text encoder alone"),
+        (open_clip, "a text encoder alone"),
         ({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(4, 8)}, "a LoRA"),
         ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, "for several text encoders (SDXL"),
         ([{"<cat>": torch.ones(2, 768)}, {"<cat>": torch.ones(2, 1280)}], "widths [768, 1280]"),
@@ -354,16 +354,16 @@ def endless_list():
 
 
 HARMFUL = {
-    "os.system": (lambda: saved({"S*": EVIL}), "names 'posix.system'"),
-    "os.system alone": (lambda: saved(EVIL), "names 'posix.system'"),
-    "os.system, no zip": (lambda: saved({"S*": EVIL}, _use_new_zipfile_serialization=False), "names 'posix.system'"),
-    "os.system, plain pickle": (lambda: pickle.dumps(EVIL, 2), "names 'posix.system'"),
-    "os.system, new pickle": (lambda: pickle.dumps(EVIL, 5), "names 'posix.system'"),
+    "os.system": (lambda: saved({"S*": EVIL}), "names posix.system"),
+    "os.system alone": (lambda: saved(EVIL), "names posix.system"),
+    "os.system, no zip": (lambda: saved({"S*": EVIL}, _use_new_zipfile_serialization=False), "names posix.system"),
+    "os.system, plain pickle": (lambda: pickle.dumps(EVIL, 2), "names posix.system"),
+    "os.system, new pickle": (lambda: pickle.dumps(EVIL, 5), "names posix.system"),
     "os.system, old pickle": (lambda: pickle.dumps(EVIL, 0), "neither"),
-    "os.system as a name": (lambda: saved(a1111(rows(1), EVIL)), "names 'posix.system'"),
+    "os.system as a name": (lambda: saved(a1111(rows(1), EVIL)), "names posix.system"),
     "os.system in a parameter dict": (
         lambda: saved({"string_to_param": Call(nn.ParameterDict, Call(eval, "1"))}),
-        "names '__builtin__.eval'",
+        "names __builtin__.eval",
     ),
     "nested reduce": (
         lambda: saved({"S*": Call(Call(getattr, Call(__import__, "os"), "system"), "touch evil")}),
@@ -371,16 +371,16 @@ HARMFUL = {
     ),
     "nested reduce of harmless names": (
         lambda: saved({"S*": Call(collections.OrderedDict, Call(torch._utils._rebuild_parameter, EVIL, True, None))}),
-        "names 'posix.system'",
+        "names posix.system",
     ),
-    "a hundred GB of nothing": (lambda: saved({"S*": Call(bytearray, 10**11)}), "names '__builtin__.bytearray'"),
-    "sparse": (lambda: saved({"S*": torch.eye(8).to_sparse()}), "names 'torch._utils._rebuild_sparse_tensor'"),
-    "meta": (lambda: saved({"S*": torch.ones(1, 8, device="meta")}), "names 'torch._utils._rebuild_meta_tensor"),
+    "a hundred GB of nothing": (lambda: saved({"S*": Call(bytearray, 10**11)}), "names __builtin__.bytearray"),
+    "sparse": (lambda: saved({"S*": torch.eye(8).to_sparse()}), "names torch._utils._rebuild_sparse_tensor"),
+    "meta": (lambda: saved({"S*": torch.ones(1, 8, device="meta")}), "names torch._utils._rebuild_meta_tensor"),
     "a long pickle": (lambda: saved([{}] * 600_000), "pickle of more than"),
     "an endless list": (lambda: saved(endless_list()), "no embedding"),
     "zip bomb": (
         lambda: rezipped(saved({"S*": torch.zeros(75, 200_000)}), compression=zipfile.ZIP_DEFLATED),
-        "unpacks to more bytes",
+        "is a compressed archive",
     ),
     "zip of too long a storage": (claiming_more_numbers_than_its_record, "can't be read"),
     "no zip, too long a storage": (lambda: no_zip(b"K\x10Nt", b"J\xff\xff\xff\x1fNt"), "can't be read"),
@@ -395,21 +395,35 @@ HARMFUL = {
     ),
     "more than any embedding": (lambda: saved({f"<{i}>": torch.ones(75, 10**5) for i in range(2)}), "claims"),
     "truncated zip": (lambda: saved({"S*": rows(2)})[:-100], "cut off"),
-    "safetensors past its end": (lambda: safetensors({"S*": entry([1, 8], 0, 320)}, bytes(32)), "can't be read"),
-    "safetensors of another shape": (lambda: safetensors({"S*": entry([1, 80], 0, 32)}, bytes(32)), "can't be read"),
+    "safetensors past its end": (
+        lambda: safetensors({"S*": entry([1, 8], 0, 320)}, bytes(32)),
+        "is no readable safetensors",
+    ),
+    "safetensors of another shape": (
+        lambda: safetensors({"S*": entry([1, 80], 0, 32)}, bytes(32)),
+        "is no readable safetensors",
+    ),
     "safetensors overlapping": (
         lambda: safetensors({"S*": entry([1, 8], 0, 32), "T*": entry([1, 8], 16, 48)}, bytes(48)),
-        "can't be read",
+        "is no readable safetensors",
     ),
     "safetensors with a hole": (
         lambda: safetensors({"S*": entry([1, 8], 0, 32), "T*": entry([1, 8], 64, 96)}, bytes(96)),
-        "can't be read",
+        "is no readable safetensors",
     ),
     "safetensors of 100 MB header": (
         lambda: safetensors(b'{"a": "' + b" " * 10**8 + b'"}'),
-        "has a header of 100000009",
+        "claims a header of 100000009",
     ),
-    "safetensors of any header": (lambda: safetensors(b"{}", length=2**63), "has a header of"),
+    "safetensors of any header": (lambda: safetensors(b"{}", length=2**63), "claims a header of"),
+    "safetensors of a dtype that PyTorch lacks": (
+        lambda: safetensors({"S*": entry([4, 8], 0, 24, "F6_E2M3")}, bytes(24)),
+        "is no readable safetensors",
+    ),
+    "safetensors of a dtype that PyTorch can't convert": (
+        lambda: safetensors({"S*": entry([4, 8], 0, 16, "F4")}, bytes(16)),
+        "holds torch.float4",
+    ),
     "safetensors of int8": (lambda: safetensors({"S*": entry([4, 8], 0, 32, "I8")}, bytes(32)), "torch.int8"),
     "safetensors of NaN": (lambda: safetensors({"S*": entry([1, 128], 0, 512)}, b"\xff" * 512), "NaN"),
     "safetensors of inf": (

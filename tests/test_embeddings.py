@@ -13,6 +13,7 @@ from tinyldm import InputError, cli
 from tinyldm.formats import embeddings
 from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings, split_word
+from tinyldm.formats.merges import write_merges
 
 # ---- Saving and loading
 
@@ -129,7 +130,7 @@ def pipeline(tmp_path):
     ours = Tokenizer(merges, length=77)
     folder = tmp_path / "tokenizer"
     folder.mkdir()
-    ours.write_merges(folder / "merges.txt")
+    write_merges(folder / "merges.txt", merges)
     (folder / "vocab.json").write_text(json.dumps(ours.id_of))
     tokenizer = CLIPTokenizer.from_pretrained(folder, pad_token="<|endoftext|>", model_max_length=77)
     assert len(tokenizer) == ours.vocabulary_size

@@ -117,7 +117,7 @@ def test_templates_go_with_what_the_checkpoint_takes_at_its_word_and_no_others(t
     kept = templates_for(tiny, subject)
     gone = [template for template in TEMPLATES[subject] if template not in kept]
     assert len(kept) == {"object": 18, "style": 11}[subject]
-    assert all(set(template.split()) & set(tiny.defaults.literal) for template in gone)
+    assert all(set(template.split()) & set(tiny.defaults.taken_literally) for template in gone)
     assert {"object": "a photo of a {}", "style": "a painting in the style of {}"}[subject] in kept
 
 

@@ -1,4 +1,4 @@
-"""The tables of others' names: complete, the same as reference.py's own rules, and true to the public checkpoints."""
+"""The tables of others' names: complete, the same as helpers/reference.py's rules, and true to public checkpoints."""
 
 import hashlib
 
@@ -9,8 +9,8 @@ from torch import nn
 
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
-from tinyldm.formats.checkpoint import PREFIXES
 from tinyldm.formats.names import (
+    PREFIXES,
     Source,
     autoencoder_sizes,
     diffusers_autoencoder,
@@ -63,7 +63,7 @@ def file_shapes(kind: str) -> dict[str, tuple[int, ...]]:
     for network, config, layout in parts:
         for name, shape in shapes_of(network, config).items():
             source = layout(name)
-            shapes[source.name] = shape if source.third is None else (3 * shape[0], *shape[1:])
+            shapes[source.name] = shape if source.qkv is None else (3 * shape[0], *shape[1:])
     return shapes
 
 
@@ -140,4 +140,4 @@ KINDS = ("weight", "bias")
 
 def third(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     source = open_clip_text("")(f"text_model.{name}")
-    return weights[source.name.removeprefix("transformer.resblocks.0.attn.")].chunk(3)[source.third]
+    return weights[source.name.removeprefix("transformer.resblocks.0.attn.")].chunk(3)[source.qkv]

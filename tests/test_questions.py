@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import WEIGHTS
 
+from tinyldm.formats.merges import read_merges
 from tinyldm.images import to_tensor
 from tinyldm.lab.measure import questions
 from tinyldm.lab.measure.judge import ANSWERS, load_judge
@@ -31,7 +32,7 @@ def can_be_right(check) -> bool:
 
 @pytest.mark.parametrize("what", questions.PROMPTS)
 def test_every_prompt_has_checks_that_can_be_right_and_words_that_the_model_knows(what):
-    tokenizer = Tokenizer.read(WEIGHTS / "merges.txt", length=32)
+    tokenizer = Tokenizer(read_merges(WEIGHTS / "merges.txt"), length=32)
     questions_of, count = questions.PROMPTS[what]
     asked = questions_of(np.random.default_rng(0))
     for question in (next(asked) for _ in range(count)):

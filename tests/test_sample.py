@@ -204,7 +204,7 @@ def refused(run, tmp_path):
     ],
 )
 def test_a_wrong_option_is_refused_before_any_weight_is_read(refused, monkeypatch, option, value):
-    def read(*_):
+    def read(*_, **__):
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(sample, "open_checkpoint", read)

@@ -1,6 +1,5 @@
 """The tokenizer against transformers' CLIPTokenizer on the same merges, and the placeholders, which are ours alone."""
 
-import gzip
 import json
 import os
 import random
@@ -11,7 +10,8 @@ import pytest
 import torch
 
 from tinyldm import InputError
-from tinyldm.tokenizer import CLIP_MERGES, Tokenizer, clean, learn_merges
+from tinyldm.formats.merges import read_merges, write_merges
+from tinyldm.tokenizer import Tokenizer, clean, learn_merges
 
 CAPTIONS = [
     "a photo of a red circle on a blue background",
@@ -59,7 +59,7 @@ def reference(tokenizer: Tokenizer, folder):
     """transformers' tokenizer, made from the merges file we write and the vocabulary in our order."""
     from transformers import CLIPTokenizer
 
-    tokenizer.write_merges(folder / "merges.txt")
+    write_merges(folder / "merges.txt", tokenizer.merges)
     (folder / "vocab.json").write_text(json.dumps(tokenizer.id_of))
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -93,7 +93,7 @@ def test_ids_equal_transformers_on_learned_merges(tokenizer, tmp_path):
 
 @pytest.mark.skipif(not os.environ.get("TINYLDM_CLIP_VOCABULARY"), reason="TINYLDM_CLIP_VOCABULARY names no file")
 def test_clips_own_vocabulary_gives_its_known_ids_and_equals_transformers(tmp_path):
-    tokenizer = Tokenizer.read(os.environ["TINYLDM_CLIP_VOCABULARY"])
+    tokenizer = Tokenizer(read_merges(os.environ["TINYLDM_CLIP_VOCABULARY"]))
     assert (tokenizer.vocabulary_size, tokenizer.start, tokenizer.end) == (49408, 49406, 49407)
     assert tokenizer("a photo of a cat")[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 49407]
     assert_equals_reference(tokenizer, tmp_path)
@@ -298,80 +298,3 @@ def test_learning_does_not_depend_on_the_order_of_the_captions():
 
 def test_special_tokens_in_captions_are_not_learned():
     assert learn_merges(["<|endoftext|>"], 10) == []
-
-
-# ---- files
-
-
-def test_merges_survive_their_file_and_leave_nothing_beside_it(merges, tmp_path):
-    Tokenizer(merges).write_merges(tmp_path / "merges.txt")
-    again = Tokenizer.read(tmp_path / "merges.txt", length=20, pad="zero")
-    assert again.merges == merges
-    assert (again.length, again.pad) == (20, "zero")
-    assert [path.name for path in tmp_path.iterdir()] == ["merges.txt"]
-
-
-def test_files_are_told_apart_by_content_and_windows_line_ends_are_read(merges, tmp_path):
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (tmp_path / "packed").write_bytes(gzip.compress("\n".join(lines).encode()))
-    (tmp_path / "windows").write_bytes("\r\n".join(lines).encode())
-    assert Tokenizer.read(tmp_path / "packed").merges == Tokenizer.read(tmp_path / "windows").merges == merges
-
-
-def test_of_a_file_as_long_as_clips_only_the_head_is_used(tmp_path):
-    letters = [chr(i) for i in range(ord("!"), ord("~") + 1)]
-    pairs = [(a, b) for a in letters for b in letters]
-    pairs += [(a + b, c) for a, b in pairs for c in letters]
-    pairs = pairs[:CLIP_MERGES]
-    (tmp_path / "merges.txt").write_text("\n".join(["#version", *map(" ".join, pairs), "never read"]))
-    assert len(Tokenizer.read(tmp_path / "merges.txt").merges) == CLIP_MERGES
-
-
-@pytest.mark.parametrize("merges", [["i n", "t h"], [["i", "n"], ["t", "h"]]], ids=["old", "new"])
-def test_both_spellings_of_tokenizer_json_are_read(tmp_path, merges):
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "merges": merges}}))
-    assert Tokenizer.read(tmp_path / "tokenizer.json").merges == [("i", "n"), ("t", "h")]
-
-
-# Without the time, the tests' names, which contain it, are the same in every worker.
-TWO_MERGES = b'"bpe_simple_vocab_16e6.txt#version: 0.2\ni n\nt h\n'
-PACKED = gzip.compress(TWO_MERGES * 100, mtime=0)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "No such file"),
-        (b"", 'no "#version"'),
-        (b"hello world\nhow are you\n", 'no "#version"'),
-        (b"#version: 0.2\n", "0 merges, the file is cut short"),
-        (b"#version: 0.2\ni n\nhello world\n", 'line 3, "hello world", is no merge'),
-        (b"#version: 0.2\ni n\nin\n", 'line 3, "in", is no merge'),
-        (b"#version: 0.2\ni n\ni n\n", 'line 3, "i n", is no merge'),
-        (b"#version: 0.2\n\xff\xfe\n", "cannot be read"),
-        (b"\x89PNG\r\n\x1a\n\x00\x00", "cannot be read"),
-        (PACKED[:-20], "cannot be read"),
-        (PACKED[:2], "cannot be read"),
-        (PACKED[:10] + b"broken" + PACKED[16:], "cannot be read"),
-        (gzip.compress(TWO_MERGES, mtime=0), "2 merges, the file is cut short"),
-        (gzip.compress(b"#version: 0.2\n" + bytes(20_000_000), mtime=0), "more than 20,000,000 bytes"),
-        (b"{", "a JSON file without model.merges"),
-        (b'{"model": {"type": "WordPiece"}}', "a JSON file without model.merges"),
-        (b'{"model": {"merges": [3, 4]}}', "a JSON file without model.merges"),
-        (b'{"model": {"merges": []}}', "0 merges, the file is cut short"),
-        (b'{"model": {"merges": ["i n", "hello world"]}}', 'line 3, "hello world", is no merge'),
-    ],
-)
-def test_a_file_that_is_not_merges_is_refused_in_one_line(tmp_path, content, message):
-    path = tmp_path / "merges.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as error:
-        Tokenizer.read(path)
-    assert str(path) in str(error.value) and "expected a merges.txt" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_folder_is_not_merges(tmp_path):
-    with pytest.raises(InputError, match="directory"):
-        Tokenizer.read(tmp_path)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import train
 from tinyldm import run as running
-from tinyldm.formats.checkpoint import checkpoint_hash, load_checkpoint
+from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.inversion import captions_of
 
@@ -47,7 +47,7 @@ def test_a_run_writes_everything_and_says_what_to_type_next(run, tmp_path, monke
     assert learned(folder).shape == (1, 128)
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["init"] == "heart" and settings["steps"] == 4 and settings["size"] == 64
-    assert settings["weights_sha256"] == checkpoint_hash(WEIGHTS)
+    assert settings["weights_sha256"] == open_checkpoint(WEIGHTS).sha256()
     rows = list(csv.DictReader((folder / "loss.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
     assert all(math.isfinite(float(row["loss"])) for row in rows)

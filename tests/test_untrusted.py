@@ -1,10 +1,12 @@
 """Weights on disk: every container gives the same tensors, and what is broken or would run code is refused."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 
 import pytest
@@ -13,8 +15,8 @@ from helpers.public import save_lightning
 from safetensors.torch import save_file
 
 from tinyldm import InputError
-from tinyldm.formats import untrusted as weights_files
-from tinyldm.formats.untrusted import LightningCallback, load_pickle, open_weights
+from tinyldm.formats import untrusted
+from tinyldm.formats.untrusted import WEIGHTS, LightningCallback, load_pickle, open_weights
 
 TENSORS = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -65,7 +67,7 @@ def test_a_file_says_of_itself_what_its_metadata_or_its_numbers_beside_the_weigh
 
 def test_the_lightning_callback_of_the_original_file_becomes_an_object_that_does_nothing(tmp_path):
     save_lightning(tmp_path / "x.ckpt", TENSORS)
-    callbacks = load_pickle(tmp_path / "x.ckpt")["callbacks"]
+    callbacks = load_pickle(tmp_path / "x.ckpt", WEIGHTS)["callbacks"]
     assert LightningCallback in callbacks and isinstance(callbacks["instance"], LightningCallback)
     assert [name for name in vars(LightningCallback) if not name.startswith("__")] == []
 
@@ -170,6 +172,19 @@ def test_a_pickle_with_a_zip_at_its_end_is_looked_through_as_the_pickle_that_it_
     refused(tmp_path / "x.ckpt", "names __builtin__.bytearray")
 
 
+@pytest.mark.parametrize("names", [["x/data.pkl", "x/data.pkl"], ["x/DATA.PKL"]], ids=["two of one name", "capitals"])
+def test_every_record_of_a_zip_that_can_be_taken_for_the_pickle_is_looked_through(tmp_path, monkeypatch, names):
+    file = io.BytesIO()
+    torch.save({"x": Runs(bytearray, 10**11)}, file)
+    harmful = zipfile.ZipFile(file).read("archive/data.pkl")
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        for name, content in zip(names, [harmful, pickle.dumps({}, 2)], strict=False):
+            archive.writestr(name, content)
+        archive.writestr("x/version", "3\n")
+    monkeypatch.setattr(torch, "load", None)
+    refused(tmp_path / "x.ckpt", "names __builtin__.bytearray")
+
+
 def test_a_stand_in_cannot_be_made_to_run_anything(tmp_path, monkeypatch):
     """The one name that is let through is of a class that takes no arguments and has no methods."""
     names = ["pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"]
@@ -214,7 +229,7 @@ def test_a_broken_safetensors_file_is_refused(tmp_path, name):
 
 def test_a_header_of_a_hundred_megabytes_is_refused_unread(tmp_path, monkeypatch):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 10**8) + b"{" + b" " * (10**8))
-    monkeypatch.setattr(weights_files, "safe_open", None)
+    monkeypatch.setattr(untrusted, "safe_open", None)
     refused(tmp_path / "x.safetensors", "claims a header of 100000000 bytes, expected at most 10000000")
 
 

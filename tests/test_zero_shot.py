@@ -8,6 +8,7 @@ import torch
 from conftest import WEIGHTS
 
 from tinyldm.formats.checkpoint import load_clip
+from tinyldm.formats.merges import read_merges
 from tinyldm.lab.measure import zero_shot
 from tinyldm.lab.pretraining.contrastive import tiny_clip
 from tinyldm.lab.world.distribution import HELD_OUT_SEED, make_pictures
@@ -134,7 +135,7 @@ def test_the_one_that_comes_with_the_project_is_small_and_knows_its_world():
     path = WEIGHTS / "clip.safetensors"
     assert path.stat().st_size <= 8_000_000
     model = load_clip(path)
-    tokenizer = Tokenizer.read(WEIGHTS / "merges.txt", length=model.config.text.length)
+    tokenizer = Tokenizer(read_merges(WEIGHTS / "merges.txt"), length=model.config.text.length)
     array, pictures = make_pictures(200, HELD_OUT_SEED)
     pixels = torch.from_numpy(array)
     assert zero_shot.ranked_first(model, tokenizer, pixels[:150], pictures[:150]) >= 0.95

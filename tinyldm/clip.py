@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tinyldm.attention import attention
 
@@ -51,11 +51,11 @@ class Transformer(Protocol):
     activation: str
 
 
-def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 # ---- The transformer, which both of CLIP's towers are
@@ -71,7 +71,7 @@ class CLIPAttention(nn.Module):
         self.q_proj = nn.Linear(config.width, config.width)
         self.out_proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.out_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.causal))
 
 
@@ -82,7 +82,7 @@ class CLIPMLP(nn.Module):
         self.fc1 = nn.Linear(config.width, 4 * config.width)
         self.fc2 = nn.Linear(4 * config.width, config.width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -94,7 +94,7 @@ class CLIPEncoderLayer(nn.Module):
         self.mlp = CLIPMLP(config)
         self.layer_norm2 = nn.LayerNorm(config.width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
@@ -104,7 +104,7 @@ class CLIPEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(CLIPEncoderLayer(config, causal) for _ in range(layers))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
         return x
@@ -121,7 +121,7 @@ class CLIPTextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.width)
         self.position_embedding = nn.Embedding(config.length, config.width)
 
-    def forward(self, ids: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, ids: Tensor, vectors: Tensor | None = None) -> Tensor:
         """ids: (b, n); vectors: (vectors, width), the rows of ids from the vocabulary's size on. -> (b, n, width)."""
         table = self.token_embedding
         is_old = ids < table.num_embeddings
@@ -144,7 +144,7 @@ class CLIPTextTransformer(nn.Module):
         self.encoder = CLIPEncoder(config, config.used_layers, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.width)
 
-    def forward(self, ids: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, ids: Tensor, vectors: Tensor | None = None) -> Tensor:
         return self.final_layer_norm(self.encoder(self.embeddings(ids, vectors)))
 
 
@@ -157,10 +157,10 @@ class CLIPTextEncoder(nn.Module):
         self.text_model = CLIPTextTransformer(self.config)
 
     @property
-    def table(self) -> torch.Tensor:
+    def table(self) -> Tensor:
         """The frozen vocabulary's embeddings, (vocabulary_size, width)."""
         return self.text_model.embeddings.token_embedding.weight
 
-    def forward(self, ids: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, ids: Tensor, vectors: Tensor | None = None) -> Tensor:
         """ids: (b, n) with n up to config.length; vectors: (vectors, width), learned. Returns (b, n, width)."""
         return self.text_model(ids, vectors)

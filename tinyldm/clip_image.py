@@ -6,14 +6,13 @@ Face's CLIP, so `pre_layrnorm` is their spelling.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from tinyldm.clip import CLIPEncoder, CLIPTextConfig, CLIPTextTransformer
 from tinyldm.images import to_tensor
@@ -41,7 +40,7 @@ class CLIPVisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
         self.position_embedding = nn.Embedding(1 + (config.size // config.patch) ** 2, config.width)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         """(b, 3, size, size) -> (b, 1 + patches, width)."""
         patches = rearrange(self.patch_embedding(pixels), "b width rows columns -> b (rows columns) width")
         first = repeat(self.class_embedding, "width -> b 1 width", b=len(pixels))
@@ -58,7 +57,7 @@ class CLIPVisionTransformer(nn.Module):
         self.encoder = CLIPEncoder(config, config.layers, causal=False)
         self.post_layernorm = nn.LayerNorm(config.width)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         """(b, 3, size, size) -> (b, width), the class token's state: it has gathered what the patches show."""
         return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[:, 0])
 
@@ -70,28 +69,6 @@ class CLIPConfig:
     text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
     vision: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)
     projection: int = 768  # the width of the space that texts and pictures share
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "CLIPConfig":
-        """The sizes of one of OpenAI's checkpoints, such as clip-vit-base-patch32, from its tensors' names and shapes.
-
-        Shapes don't tell the heads, which are 64 wide in all of OpenAI's, nor the activation, QuickGELU in all.
-        Raises KeyError with the name of a tensor that is needed and not there.
-        """
-
-        def layers(tower: str) -> int:
-            prefix = f"{tower}.encoder.layers."
-            return 1 + max((int(name.split(".")[3]) for name in shapes if name.startswith(prefix)), default=-1)
-
-        vocabulary_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
-        length, _ = shapes["text_model.embeddings.position_embedding.weight"]
-        width, _, patch, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
-        positions, _ = shapes["vision_model.embeddings.position_embedding.weight"]
-        return cls(
-            CLIPTextConfig(vocabulary_size, length, text_width, layers("text_model"), heads=text_width // 64),
-            CLIPVisionConfig(math.isqrt(positions - 1) * patch, patch, width, layers("vision_model"), width // 64),
-            projection=shapes["visual_projection.weight"][0],
-        )
 
 
 class CLIP(nn.Module):
@@ -107,7 +84,7 @@ class CLIP(nn.Module):
         # The logarithm of 1 / temperature, which training learns; a temperature of 0.07 is where it starts.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def text_features(self, ids: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
+    def text_features(self, ids: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Whole prompts, each with its end: ids (b, n), vectors (vectors, width) of new words. -> (b, projection).
 
         Like image_features of length 1, so that the dot product of two is their cosine.
@@ -120,18 +97,18 @@ class CLIP(nn.Module):
         at_end = self.text_model(ids, vectors)[torch.arange(len(ids)), is_end.int().argmax(dim=1)]
         return F.normalize(self.text_projection(at_end), dim=-1)
 
-    def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+    def image_features(self, pixels: Tensor) -> Tensor:
         """(b, 3, size, size), as `preprocess` or `normalize` makes them. -> (b, projection), of length 1."""
         return F.normalize(self.visual_projection(self.vision_model(pixels)), dim=-1)
 
-    def logits(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(n, projection) and (m, projection) -> (n, m), cosine / temperature.
 
         A softmax over a row says which text goes with the picture, one over a column which picture with the text.
         """
         return self.logit_scale.exp() * image_features @ text_features.T
 
-    def forward(self, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
         return self.logits(self.image_features(pixels), self.text_features(ids))
 
 
@@ -142,13 +119,13 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
-def normalize(pictures: torch.Tensor) -> torch.Tensor:
+def normalize(pictures: Tensor) -> Tensor:
     """(b, 3, h, w) from [-1, 1], as all of tinyldm has them, to mean 0 and deviation 1 over CLIP's training data."""
     mean, deviation = (rearrange(pictures.new_tensor(rgb), "c -> c 1 1") for rgb in (MEAN, DEVIATION))
     return ((pictures + 1) / 2 - mean) / deviation
 
 
-def preprocess(images: list[Image.Image], size: int = 224) -> torch.Tensor:
+def preprocess(images: list[Image.Image], size: int = 224) -> Tensor:
     """Pictures of any size -> (n, 3, size, size): the shorter side resized (bicubic), the middle cropped, normalized.
 
     Unlike images.square it resizes before it crops, and rounds as CLIP's public preprocessing does: the longer side

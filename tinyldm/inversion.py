@@ -80,7 +80,7 @@ def templates_for(model: LatentDiffusion, subject: str) -> tuple[str, ...]:
     "A cropped photo of a {}" is untrue of most pictures. Stable Diffusion hardly minds; a model that always got what
     such a word said would have to unlearn it in the new word.
     """
-    misleading = set(model.defaults.literal)
+    misleading = set(model.defaults.taken_literally)
     return tuple(template for template in TEMPLATES[subject] if not misleading & set(template.split()))
 
 

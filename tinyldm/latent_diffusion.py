@@ -44,7 +44,7 @@ class Defaults:
     preview_every: int = 500
     init_object: str = "object"  # the word that a new object starts from,
     init_style: str = "painting"  # and a new style
-    literal: tuple[str, ...] = ()  # what is taken at its word: templates with such words, mostly untrue, go
+    taken_literally: tuple[str, ...] = ()  # words its captions use only where true: templates with them go
 
     def sampling(
         self,

@@ -10,31 +10,26 @@ Since the alphabet is the 256 bytes of UTF-8, every text has an encoding and the
 learned once from a corpus: join the most frequent neighbours, again and again (Sennrich et al., 1508.07909; over bytes
 as in GPT-2; lower-cased and with an end-of-word mark in CLIP, 2103.00020).
 
-A placeholder, Textual Inversion's new word (2208.01618, section 4.1), gets ids behind the vocabulary's end.
+A placeholder, Textual Inversion's new word (2208.01618, section 3: "Textual inversion"), gets ids past the
+vocabulary's end.
 """
 
-import gzip
 import html
-import json
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import ftfy
 import regex
 import torch
+from torch import Tensor
 
 from tinyldm import InputError
-from tinyldm.files import write_atomically
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-CLIP_MERGES = 49408 - 512 - 2  # 48,894: CLIP uses only the head of its file of 262,144 merges
-MAX_BYTES = 20_000_000  # of a merges file, unpacked; CLIP's are 3.2 MB
 
 # Special tokens typed out, English contractions, words, single digits, runs of anything else that is not white space.
 SPLIT = regex.compile(
@@ -103,49 +98,6 @@ def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
     return merges
 
 
-def read_merges(path: str | Path) -> list[tuple[str, str]]:
-    """Read `merges.txt` or CLIP's `bpe_simple_vocab_16e6.txt.gz`, told apart by content: one "left right" a line.
-
-    Or the `tokenizer.json` of Hugging Face, which newer folders have in their place.
-    """
-    wanted = "expected a merges.txt, CLIP's bpe_simple_vocab_16e6.txt.gz or a tokenizer.json"
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:  # a small gzip can unpack to any size
-            raise InputError(f"{path} holds more than {MAX_BYTES:,} bytes; {wanted}")
-        text = data.decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path}: cannot be read as BPE merges ({reason}); {wanted}") from error
-
-    if text.startswith("{"):
-        try:
-            pairs = json.loads(text)["model"]["merges"]  # each "a b", or of late ["a", "b"]
-            lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}: a JSON file without model.merges ({error!r}); {wanted}") from error
-        text = "\n".join(["#version: tokenizer.json", *lines])
-
-    version, *lines = text.rstrip().split("\n")
-    if "#version" not in version:
-        raise InputError(f'{path}: the first line has no "#version"; {wanted}')
-    if not lines or ("bpe_simple_vocab_16e6" in version and len(lines) < CLIP_MERGES):
-        raise InputError(f"{path}: {len(lines)} merges, the file is cut short; {wanted}, please copy it again")
-
-    merges, known = [], set(ALPHABET)
-    for number, line in enumerate(lines[:CLIP_MERGES], start=2):
-        pair = tuple(line.split())
-        # Any two words would do as a pair, but only real merges are built from symbols that exist by then.
-        if len(pair) != 2 or not known.issuperset(pair) or "".join(pair) in known:
-            raise InputError(f'{path}: line {number}, "{line[:40].strip()}", is no merge of known symbols; {wanted}')
-        merges.append(pair)
-        known.add("".join(pair))
-    return merges
-
-
 class Tokenizer:
     """Prompts to ids, and back. The vocabulary: 256 bytes, 256 bytes that end a word, the merges, start, end."""
 
@@ -165,18 +117,7 @@ class Tokenizer:
         self.vocabulary_size = len(self.symbols)
         self.start, self.end = self.id_of[START], self.id_of[END]
         self.placeholders: dict[str, list[int]] = {}
-        self._cache: dict[str, list[int]] = {START: [self.start], END: [self.end]}
-
-    @classmethod
-    def read(cls, path: str | Path, length: int = 77, pad: Literal["end", "zero"] = "end") -> "Tokenizer":
-        """The tokenizer of a merges file; see read_merges."""
-        return cls(read_merges(path), length=length, pad=pad)
-
-    def write_merges(self, path: str | Path) -> None:
-        """Write `merges.txt`, which `read` and transformers understand; whole or not at all."""
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
-        with write_atomically(path) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        self.ids_of_word: dict[str, list[int]] = {START: [self.start], END: [self.end]}
 
     def add_placeholder(self, token: str, vectors: int = 1) -> list[int]:
         """Let `token` stand for `vectors` new ids, counted on from the end of the vocabulary; returns them."""
@@ -184,7 +125,7 @@ class Tokenizer:
             raise InputError(f'the token is {token!r}, expected visible characters without white space; try "S*"')
         if token in self.placeholders:
             raise InputError(f'the token "{token}" is already a placeholder; give each concept a token of its own')
-        if len(self._encode_plain(token)) == 1:
+        if len(self.encode_plain(token)) == 1:
             raise InputError(
                 f'the token "{token}" is already a word of the vocabulary, expected a new one; try "<{token}>" or "S*"'
             )
@@ -199,16 +140,16 @@ class Tokenizer:
         """The ids of a text as it is: no start, no end, no padding, nothing cut off."""
         ids: list[int] = []
         # Placeholders go first, on the raw text: lower-casing and BPE would make "s", "*" of "S*".
-        for piece in self._split_placeholders(text):
-            ids += self.placeholders[piece] if piece in self.placeholders else self._encode_plain(piece)
+        for piece in self.split_placeholders(text):
+            ids += self.placeholders[piece] if piece in self.placeholders else self.encode_plain(piece)
         return ids
 
-    def __call__(self, texts: str | Sequence[str]) -> torch.Tensor:
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Prompts to ids (n, length): start, the text, end, padding. A text that is too long is cut before its end."""
         texts = [texts] if isinstance(texts, str) else texts
         rows = torch.full((len(texts), self.length), self.end if self.pad == "end" else 0, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
-            ids = [self.start, *self._truncate(text, self.encode(text)), self.end]
+            ids = [self.start, *self.truncate(text, self.encode(text)), self.end]
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
@@ -228,7 +169,7 @@ class Tokenizer:
                     data += b" "
         return data.decode("utf-8", errors="replace").strip()
 
-    def _truncate(self, text: str, ids: list[int]) -> list[int]:
+    def truncate(self, text: str, ids: list[int]) -> list[int]:
         room = self.length - 2
         kept, cut = ids[:room], ids[room:]
         for token, token_ids in self.placeholders.items():
@@ -242,7 +183,7 @@ class Tokenizer:
             warnings.warn(f'the prompt has {len(ids)} tokens, {room} fit; cut off: "{self.decode(cut)}"', stacklevel=3)
         return kept
 
-    def _split_placeholders(self, text: str) -> list[str]:
+    def split_placeholders(self, text: str) -> list[str]:
         """Cut the text before and after each placeholder: longest first, and never inside a longer word.
 
         As with \\b, an edge of the token that is a letter, digit or underscore must not touch another one; any other
@@ -258,14 +199,14 @@ class Tokenizer:
         ]
         return regex.split(f"({'|'.join(patterns)})", text)
 
-    def _encode_plain(self, text: str) -> list[int]:
-        return [i for word in SPLIT.findall(clean(text)) for i in self._encode_word(word)]
+    def encode_plain(self, text: str) -> list[int]:
+        return [i for word in SPLIT.findall(clean(text)) for i in self.encode_word(word)]
 
-    def _encode_word(self, word: str) -> list[int]:
+    def encode_word(self, word: str) -> list[int]:
         """Apply the merges to one word, the earliest learned first, until none applies."""
-        if word not in self._cache:
+        if word not in self.ids_of_word:
             symbols = word_symbols(word)
             while known := [pair for pair in pairwise(symbols) if pair in self.rank]:
                 symbols = merge(symbols, min(known, key=self.rank.__getitem__))
-            self._cache[word] = [self.id_of[symbol] for symbol in symbols]
-        return self._cache[word]
+            self.ids_of_word[word] = [self.id_of[symbol] for symbol in symbols]
+        return self.ids_of_word[word]

@@ -1,6 +1,7 @@
 """Small random Stable Diffusion pipelines of diffusers, and the same weights as single files in their original names.
 
-The original names are written with reference.py's rules, not with layouts.py's tables, so that each checks the other.
+The original names are written with helpers/reference.py's rules, not with names.py's tables, so that each checks the
+other.
 """
 
 import sys
@@ -19,11 +20,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from helpers.reference import autoencoder_name, unet_name
 from tinyldm import autoencoder, clip, unet
-from tinyldm.formats.checkpoint import PREFIXES
+from tinyldm.formats import merges as merges_files
+from tinyldm.formats.names import PREFIXES
 from tinyldm.inversion import add_words
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.sampler import first_noise
-from tinyldm.tokenizer import ALPHABET, END, START, Tokenizer, read_merges
+from tinyldm.tokenizer import ALPHABET, END, START
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ SHAPES = {
         SMALL_AUTOENCODER,
         SIZE,
     ),
-    # The real ones, for full_size.py.
+    # The real ones, for test_full_size.py.
     "1.5": Shape(clip.CLIPTextConfig(), unet.UNetConfig(), autoencoder.AutoencoderConfig(), 512),
     "2.1": Shape(
         clip.CLIPTextConfig(width=1024, layers=23, heads=16, activation="gelu"),
@@ -145,7 +147,7 @@ def fill(model: torch.nn.Module, seed: int) -> None:
 
 def merges(shape: Shape) -> list[tuple[str, str]]:
     """The tiny checkpoint's, and for the vocabulary of the real ones as many more, of any two letters."""
-    pairs = read_merges(WEIGHTS / "merges.txt")
+    pairs = merges_files.read_merges(WEIGHTS / "merges.txt")
     known, count = {"".join(pair) for pair in pairs}, shape.text.vocabulary_size - len(ALPHABET) - 2
     more = (pair for pair in product(ALPHABET[:256], ALPHABET[256:]) if "".join(pair) not in known)
     return [*pairs, *islice(more, count - len(pairs))]
@@ -314,4 +316,4 @@ def save_folder(path: Path, kind: str, **options: object) -> None:
 
 
 def write_merges(folder: Path, kind: str = "1.x") -> None:
-    Tokenizer(merges(SHAPES[kind])).write_merges(folder / "merges.txt")
+    merges_files.write_merges(folder / "merges.txt", merges(SHAPES[kind]))

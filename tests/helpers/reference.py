@@ -1,7 +1,7 @@
 """What the parity tests share: random models, our weights under the names of diffusers and transformers, differences.
 
 diffusers renamed the original checkpoints' weights, flat lists into nested ones; the rules are a dozen lines a model.
-They are written here on their own, without checkpoint.py's tables, so that each checks the other.
+They are written here on their own, without the tables of formats/names.py, so that each checks the other.
 """
 
 import hashlib

@@ -8,21 +8,16 @@ import json
 from pathlib import Path
 
 from tinyldm import InputError
-from tinyldm.autoencoder import AutoencoderConfig
-from tinyldm.clip import CLIPTextConfig
-from tinyldm.formats.names import Part, diffusers_autoencoder, diffusers_unet, hugging_face_text
-from tinyldm.formats.single_file import (
-    LOADABLE,
-    SCALE,
-    STATED,
-    Found,
-    check_inputs,
-    check_limits,
-    configuration,
-    known_prediction,
-)
-from tinyldm.formats.untrusted import open_weights
-from tinyldm.unet import UNetConfig
+from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
+from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.formats.names import diffusers_autoencoder, diffusers_unet, hugging_face_text
+from tinyldm.formats.parts import SCALE, Checkpoint, Part
+from tinyldm.formats.prediction import STATED, known_prediction
+from tinyldm.formats.recognise import LOADABLE, check_inputs
+from tinyldm.formats.untrusted import check_sizes, open_weights
+from tinyldm.latent_diffusion import Defaults
+from tinyldm.schedule import NoiseSchedule
+from tinyldm.unet import UNet, UNetConfig
 
 # Settings that change what is computed though no weight shows it: what we compute, and so expect.
 EXPECTED = {
@@ -75,7 +70,11 @@ WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensor
 ]
 
 
-def folder(path: Path, prediction: str | None) -> Found:
+def read_folder(path: Path, prediction: str | None) -> Checkpoint:
+    """Raises InputError if it is the folder of another model, or holds a setting that we don't compute.
+
+    And KeyError, TypeError, ValueError or AttributeError if a config.json lacks what every one of them has.
+    """
     if (path / "text_encoder_2").is_dir():
         what = "a Stable Diffusion 3 or Flux" if (path / "transformer").is_dir() else "an SDXL"
         raise InputError(f"{path} is {what} folder; {LOADABLE}")
@@ -83,32 +82,40 @@ def folder(path: Path, prediction: str | None) -> Found:
     if missing:
         raise InputError(f"{path} has no {' and no '.join(missing)} folder; {LOADABLE}, or download it again")
 
-    unet, unet_part = unet_folder(path / "unet")
-    text, text_part = text_folder(path / "text_encoder")
-    autoencoder, autoencoder_part, scale = autoencoder_folder(path)
+    unet, text_encoder = read_unet(path / "unet"), read_text_encoder(path / "text_encoder")
+    autoencoder, scale = read_autoencoder_folder(path)
     scheduler = path / "scheduler" / "scheduler_config.json"
     c = read_json(scheduler, EXPECTED["scheduler"])
     stated = c.get("prediction_type")
     if stated not in (None, *STATED):
         raise InputError(f"{scheduler}: prediction_type is {stated!r}, expected epsilon or v_prediction; {LOADABLE}")
-    prediction, how = known_prediction(path, STATED.get(stated), scheduler.name, prediction)
-    pads = pads_with_zero(path / "tokenizer", otherwise=unet.linear_projections)
-    size = read_json(path / "unet" / "config.json").get("sample_size", 64) * autoencoder.factor
+    prediction = known_prediction(path, STATED.get(stated), scheduler.name, prediction)
     try:
-        config = configuration(
-            {"text_encoder": text, "unet": unet, "autoencoder": autoencoder},
-            prediction,
-            pads,
-            size,
-            scale=scale,
+        schedule = NoiseSchedule(
             steps=c.get("num_train_timesteps", 1000),
             beta_start=c.get("beta_start", 0.0001),  # what diffusers takes where a file leaves them out
             beta_end=c.get("beta_end", 0.02),
             kind=c.get("beta_schedule", "linear"),
+            prediction=prediction.target,
         )
-    except InputError as error:  # of the schedule
+    except InputError as error:
         raise InputError(f"{scheduler}: {error}") from error
-    return Found(config, {"text_encoder": text_part, "unet": unet_part, "autoencoder": autoencoder_part}, how)
+    zero = pads_with_zero(path / "tokenizer", otherwise=unet.config.linear_projections)
+    latent_size = read_json(path / "unet" / "config.json").get("sample_size", 64)
+    return Checkpoint(
+        path,
+        "diffusers folder",
+        text_encoder.file.paths + unet.file.paths + autoencoder.file.paths,
+        text_encoder,
+        unet,
+        autoencoder,
+        prediction=prediction,
+        schedule=schedule,
+        scale=scale,
+        length=text_encoder.config.length,
+        pad="zero" if zero else "end",
+        defaults=Defaults(size=latent_size * autoencoder.config.factor),
+    )
 
 
 def weights_in(path: Path) -> Path:
@@ -126,14 +133,14 @@ def read_json(path: Path, expected: dict | None = None) -> dict:
         raise InputError(f"{path} can't be read ({error}); download it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no configuration, expected names and values; download it again")
-    check_limits(path, content)
+    check_sizes(path, content)
     for name, value in (expected or {}).items():
         if content.get(name, value) != value:
             raise InputError(f"{path}: {name} is {content[name]!r}, expected {value!r}; {LOADABLE}")
     return content
 
 
-def unet_folder(path: Path) -> tuple[UNetConfig, Part]:
+def read_unet(path: Path) -> Part:
     c = read_json(path / "config.json", EXPECTED["unet"])
     check_inputs(path, c["in_channels"], c["out_channels"])
     channels = tuple(c["block_out_channels"])
@@ -157,10 +164,10 @@ def unet_folder(path: Path) -> tuple[UNetConfig, Part]:
         norm_groups=c.get("norm_num_groups", 32),
     )
     weights = open_weights(weights_in(path))
-    return config, Part(weights, diffusers_unet(config), list(weights.shapes))
+    return Part(UNet, config, weights, diffusers_unet(config), list(weights.shapes))
 
 
-def text_folder(path: Path) -> tuple[CLIPTextConfig, Part]:
+def read_text_encoder(path: Path) -> Part:
     c = read_json(path / "config.json", EXPECTED["text_encoder"])
     config = CLIPTextConfig(
         vocabulary_size=c["vocab_size"],
@@ -171,11 +178,11 @@ def text_folder(path: Path) -> tuple[CLIPTextConfig, Part]:
         activation=c["hidden_act"],
     )
     weights = open_weights(weights_in(path))
-    return config, Part(weights, hugging_face_text("", weights.shapes), list(weights.shapes))
+    return Part(CLIPTextEncoder, config, weights, hugging_face_text("", weights.shapes), list(weights.shapes))
 
 
-def autoencoder_folder(path: Path) -> tuple[AutoencoderConfig, Part, float]:
-    """Its sizes, its weights, and the scale of its latents. path: the vae folder, or the whole folder that it is in."""
+def read_autoencoder_folder(path: Path) -> tuple[Part, float]:
+    """The autoencoder and the scale of its latents. path: the vae folder, or the whole folder that it is in."""
     path = path / "vae" if (path / "vae").is_dir() else path
     c = read_json(path / "config.json", EXPECTED["vae"])
     config = AutoencoderConfig(
@@ -185,8 +192,8 @@ def autoencoder_folder(path: Path) -> tuple[AutoencoderConfig, Part, float]:
         norm_groups=c.get("norm_num_groups", 32),
     )
     weights = open_weights(weights_in(path))
-    part = Part(weights, diffusers_autoencoder(config, weights.shapes), list(weights.shapes))
-    return config, part, c.get("scaling_factor", SCALE)
+    layout = diffusers_autoencoder(config, weights.shapes)
+    return Part(AutoencoderKL, config, weights, layout, list(weights.shapes)), c.get("scaling_factor", SCALE)
 
 
 def pads_with_zero(path: Path, otherwise: bool) -> bool:

@@ -12,16 +12,14 @@
 The first bytes tell the container, not the file's name, since files get renamed. A new container goes into
 read_content, a new layout into words_of.
 
-Nobody vouches for such files. So nothing in them is executed, and no size is believed that the file has no bytes for.
+Nobody vouches for such files: untrusted.py reads the first two containers, and what is read here is limited likewise.
 """
 
 import base64
 import io
 import json
 import re
-import textwrap
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,29 +32,32 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tinyldm import InputError
-from tinyldm.formats.untrusted import PLAIN, ZIP, pickled_names
+from tinyldm.formats.recognise import LEARNED, check_is_word
+from tinyldm.formats.untrusted import (
+    COPY_AGAIN,
+    TENSOR_NAMES,
+    Limits,
+    container,
+    first_sentence,
+    load_pickle,
+    open_safetensors,
+)
 from tinyldm.tokenizer import ALPHABET, WORD_END
 
-MAX_DESCRIPTION = 2**20  # bytes of a pickle or a safetensors header, where an embedding has some hundred
-MAX_JSON = 2**22  # bytes in a PNG; 75 vectors of width 1280 as text are 2 MB
-MAX_PIXELS = 2**22
-
-PARAMETER_DICT = "torch.nn.modules.container ParameterDict"  # the paper's
-
-NAMELESS = ("*", "emb_params", "emp_params")  # keys under which the word itself is not said
-
-# What else a file may be, by the keys that give it away.
-OTHERS = (
-    (r"clip_[lgh]|t5\w*|text_encoders_\d", "for several text encoders (SDXL, SD 3, Flux): take one made for SD 1 or 2"),
-    (r"emp_params_out", "an output embedding of OneTrainer, which no prompt can hold: train it again without"),
-    (r"lora_\w+\..+|.+\.lora_\w+\..+", "a LoRA, which changes weights, not an embedding, which is a word"),
-    (r"state_dict|(model\.diffusion_model|first_stage_model)\..+", "a checkpoint, not a word: give it as --weights"),
-    (r"(.+\.)?(text_model|token_embedding|resblocks)\..+", "a whole text encoder, not a word: give an embedding file"),
-    (r".+\.(weight|bias)", "a model or a part of one, not a word: give an embedding file"),
+MAX_JSON_BYTES = 2**22  # in a PNG; 75 vectors of width 1280 as text are 2 MB
+MAX_PIXELS = 2**22  # of a PNG
+EMBEDDING = Limits(
+    description=2**20,  # an embedding has some hundred bytes of it
+    names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's,
+    classes=[nn.ParameterDict],  # and to make one runs no code of the file
+    advice="don't trust the file",
 )
 
+NO_WORDS = "expected {token: (vectors, width)}, as train.py writes it"
+NAMELESS = ("*", "emb_params", "emp_params")  # keys under which the word itself is not said
 
-# Reading the containers
+
+# ---- Reading the containers
 
 
 def read_content(path: Path) -> object:
@@ -64,68 +65,45 @@ def read_content(path: Path) -> object:
 
     Raises InputError if the file is in none of the containers, broken, or names anything else.
     """
+    found = container(path)
+    if found == "safetensors":
+        file = open_safetensors(path, EMBEDDING)
+        return {name: file.read(name) for name in sorted(file.shapes)}  # its order changes from call to call
+    if found == "PyTorch":
+        return load_pickle(path, EMBEDDING)
+    if found == "PNG":
+        return read_png(path)
+    what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file nor a PNG"
+    raise InputError(f"{path} is {what}: {LEARNED}")
+
+
+def read_png(path: Path) -> object:
+    """A1111's embedding image: the dictionary as JSON, in a text chunk and, for sites that drop it, in the pixels."""
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-            if start.endswith(b"{"):  # a length in 8 bytes, then JSON
-                return _read_safetensors(path, int.from_bytes(start[:8], "little"))
-            if start.startswith((ZIP, b"\x80")):  # torch.save: a zip, before PyTorch 1.6 a bare pickle
-                return _read_pytorch(path, file)
-            if start.startswith(b"\x89PNG"):
-                return _read_png(path)
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:  # so far only the header was read
+                found = f"has {image.width} x {image.height} pixels, an embedding image at most {MAX_PIXELS}"
+                raise InputError(f"{path} {found}: give the embedding file that belongs to it")
+            text = image.text.get("sd-ti-embedding")
+            content = base64.b64decode(text) if text else hidden_bytes(np.asarray(image.convert("RGB")))
+        if not content:
+            raise InputError(f"{path} is a picture with no embedding in it: give the embedding file that belongs to it")
+        if len(content) > MAX_JSON_BYTES:
+            found = f"hides more than {MAX_JSON_BYTES} bytes, expected one embedding"
+            raise InputError(f"{path} {found}: this is no embedding image")
+        return json.loads(content, object_hook=as_tensor)
     except InputError:
         raise
-    except Exception as error:  # each of the parsers has a dozen types for a broken file
-        # Their messages can be whole paragraphs; the first sentence says it.
-        why = textwrap.shorten(str(error).split(". ")[0], 150, placeholder="…") or type(error).__name__
-        raise InputError(f"{path} can't be read as plain tensors ({why}): if it is cut off, copy it again") from error
-    found = "neither a safetensors nor a PyTorch file nor a PNG" if start else "empty"
-    raise InputError(f"{path} is {found}: expected an embedding file, as train.py or diffusers write it")
+    except Exception as error:  # Pillow and the JSON parser have a dozen types for a broken file
+        raise InputError(f"{path} can't be read as an image ({first_sentence(error)}); {COPY_AGAIN}") from error
 
 
-def _read_safetensors(path: Path, header: int) -> dict[str, Tensor]:
-    if header > MAX_DESCRIPTION:
-        raise InputError(f"{path} has a header of {header} bytes, expected some hundred: this is no embedding file")
-    # The parser checks that the tensors cover the file's bytes, each byte once. They are mapped, not copied.
-    return dict(sorted(safetensors.torch.load_file(path).items()))  # its order changes from call to call
-
-
-def _read_pytorch(path: Path, file: io.BufferedReader) -> object:
-    file.seek(0)
-    is_zip = file.peek(4).startswith(ZIP)
-    # torch.save never compresses: what unpacks to more than the file has is a bomb.
-    if is_zip and sum(record.file_size for record in zipfile.ZipFile(file).infolist()) > path.stat().st_size:
-        raise InputError(f"{path} unpacks to more bytes than it has, which torch.save never writes: don't trust it")
-    for name in pickled_names(file, MAX_DESCRIPTION):
-        if not (PLAIN.fullmatch(name) or name == PARAMETER_DICT):
-            found = f"names {name.replace(' ', '.')[:100]!r}, expected only the parts of tensors"
-            raise InputError(f"{path} {found}: nothing of it was run; don't trust the file")
-    file.seek(0)
-    with torch.serialization.safe_globals([nn.ParameterDict]):  # the paper's; to make one runs no code of the file
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _read_png(path: Path) -> object:
-    """A1111's embedding image: the dictionary as JSON, in a text chunk and, for sites that drop it, in the pixels."""
-    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as image:
-        if image.width * image.height > MAX_PIXELS:  # so far only the header was read
-            found = f"has {image.width} x {image.height} pixels, an embedding image at most {MAX_PIXELS}"
-            raise InputError(f"{path} {found}: give the embedding file that belongs to it")
-        text = image.text.get("sd-ti-embedding")
-        content = base64.b64decode(text) if text else _hidden_bytes(np.asarray(image.convert("RGB")))
-    if not content:
-        raise InputError(f"{path} is a picture with no embedding in it: give the embedding file that belongs to it")
-    if len(content) > MAX_JSON:
-        raise InputError(f"{path} hides more than {MAX_JSON} bytes, expected one embedding: this is no embedding image")
-    return json.loads(content, object_hook=_as_tensor)
-
-
-def _as_tensor(entry: dict) -> object:
+def as_tensor(entry: dict) -> object:
     """JSON has no tensors; A1111 writes {"TORCHTENSOR": nested lists}."""
     return torch.tensor(entry["TORCHTENSOR"], dtype=torch.float32) if "TORCHTENSOR" in entry else entry
 
 
-def _hidden_bytes(pixels: np.ndarray) -> bytes | None:
+def hidden_bytes(pixels: np.ndarray) -> bytes | None:
     """Unpack what the borders of a picture, (height, width, 3) of uint8, hide; None if there is nothing.
 
     Between each border and the picture stands a black column. The low four bits of the left border's values are the
@@ -142,12 +120,12 @@ def _hidden_bytes(pixels: np.ndarray) -> bytes | None:
     noise = (np.cumsum(powers, dtype=np.uint32) * np.uint32(1013904223) % 255 & 15).astype(np.uint8)
     packed = (high.reshape(-1) ^ noise) << 4 | (low.reshape(-1) ^ noise)
     try:
-        return zlib.decompressobj().decompress(packed.tobytes(), MAX_JSON + 1)
+        return zlib.decompressobj().decompress(packed.tobytes(), MAX_JSON_BYTES + 1)
     except zlib.error:  # a picture that happens to have a black column
         return None
 
 
-# Reading the layouts
+# ---- Reading the layouts
 
 
 def words_of(path: Path, content: object) -> list[tuple[str, Tensor]]:
@@ -160,32 +138,30 @@ def words_of(path: Path, content: object) -> list[tuple[str, Tensor]]:
     pairs = []
     for part in parts:
         if not isinstance(part, dict) or not part:
-            raise InputError(f"{path} holds no embedding: expected {{token: (vectors, width)}}, as train.py writes it")
+            raise InputError(f"{path} holds no embedding: {NO_WORDS}")
         name, words = None, part
         if "string_to_param" in part:
             name, words = part.get("name"), part["string_to_param"]
             if isinstance(words, nn.ParameterDict):
                 words = vars(words).get("_parameters")  # as every version of PyTorch calls them
-        _refuse_others(path, words)
+        check_tensors(path, words)
         name = name if isinstance(name, str) and name not in ("", *NAMELESS) else path.stem
-        pairs += [(name if word in NAMELESS else word, tensor) for word, tensor in _siblings_joined(words)]
+        pairs += [(name if word in NAMELESS else word, tensor) for word, tensor in siblings_joined(words)]
     return pairs
 
 
-def _refuse_others(path: Path, words: object) -> None:
+def check_tensors(path: Path, words: object) -> None:
     """InputError unless this is {str: tensor} and no other kind of file by its keys."""
     if not isinstance(words, dict) or not words:
-        raise InputError(f"{path} holds no word: expected {{token: (vectors, width)}}, as train.py writes it")
-    for pattern, explanation in OTHERS:
-        if keys := [key for key in words if isinstance(key, str) and re.fullmatch(pattern, key)]:
-            raise InputError(f"{path} is {explanation} (found {', '.join(repr(key[:60]) for key in keys[:2])})")
+        raise InputError(f"{path} holds no word: {NO_WORDS}")
+    check_is_word(path, words)
     for key, value in words.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             found = f"{type(key).__name__} -> {type(value).__name__}"
             raise InputError(f"{path} is not an embedding: found {found}, expected token -> tensor (vectors, width)")
 
 
-def _siblings_joined(words: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+def siblings_joined(words: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     """(word, tensor) pairs where the single vectors of word, word_1, word_2, … all come under the name of word.
 
     So diffusers calls the vectors of one word when it adds them to a tokenizer.
@@ -193,32 +169,32 @@ def _siblings_joined(words: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     pairs, rest = [], dict(words)
     for word in sorted(words, key=len):  # a word before its siblings
         sibling, number = word, 0
-        while sibling in rest and (number == 0 or (_single(words[word]) and _single(rest[sibling]))):
+        while sibling in rest and (number == 0 or (is_single(words[word]) and is_single(rest[sibling]))):
             pairs.append((word, rest.pop(sibling)))
             number += 1
             sibling = f"{word}_{number}"
     return pairs
 
 
-def _single(tensor: Tensor) -> bool:
+def is_single(tensor: Tensor) -> bool:
     return tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[0] == 1)
 
 
-# Writing
+# ---- Writing
 
 
-def _diffusers(words: dict[str, Tensor]) -> bytes:
+def as_diffusers(words: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(words, metadata={"format": "pt"})
 
 
-def _kohya(words: dict[str, Tensor]) -> bytes:
+def as_kohya(words: dict[str, Tensor]) -> bytes:
     (vectors,) = words.values()
     return safetensors.torch.save({"emb_params": vectors}, metadata={"format": "pt"})
 
 
-def _a1111(words: dict[str, Tensor]) -> bytes:
+def as_a1111(words: dict[str, Tensor]) -> bytes:
     ((word, vectors),) = words.items()
-    content = {"string_to_token": {"*": _token("*")}, "string_to_param": {"*": vectors}, "name": word}
+    content = {"string_to_token": {"*": id_of("*")}, "string_to_param": {"*": vectors}, "name": word}
     content |= {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
     # As before PyTorch 1.6, without a zip: A1111 refuses zips with records it doesn't know, and PyTorch adds new ones.
     file = io.BytesIO()
@@ -226,8 +202,8 @@ def _a1111(words: dict[str, Tensor]) -> bytes:
     return file.getvalue()
 
 
-def _paper(words: dict[str, Tensor]) -> bytes:
-    tokens = {word: torch.tensor(_token(symbol)) for word, symbol in zip(words, PAPER_SYMBOLS, strict=False)}
+def as_paper(words: dict[str, Tensor]) -> bytes:
+    tokens = {word: torch.tensor(id_of(symbol)) for word, symbol in zip(words, PAPER_SYMBOLS, strict=False)}
     file = io.BytesIO()
     torch.save({"string_to_token": tokens, "string_to_param": nn.ParameterDict(words)}, file)
     return file.getvalue()
@@ -237,7 +213,7 @@ def _paper(words: dict[str, Tensor]) -> bytes:
 PAPER_SYMBOLS = "*@#$%&~^"
 
 
-def _token(symbol: str) -> int:
+def id_of(symbol: str) -> int:
     """CLIP's id of a symbol that stands alone as a word; "*" is 265."""
     return ALPHABET.index(symbol + WORD_END)
 
@@ -250,8 +226,10 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "diffusers": Format(_diffusers, ".safetensors", float("inf"), "the word (its loader takes files of one word)"),
-    "a1111": Format(_a1111, ".pt", 1, "the file's name without its suffix"),
-    "kohya": Format(_kohya, ".safetensors", 1, "the file's name without its suffix"),
-    "paper": Format(_paper, ".pt", len(PAPER_SYMBOLS), f"{' '.join(PAPER_SYMBOLS)} for the first word, the second, …"),
+    "diffusers": Format(as_diffusers, ".safetensors", float("inf"), "the word (its loader takes files of one word)"),
+    "a1111": Format(as_a1111, ".pt", 1, "the file's name without its suffix"),
+    "kohya": Format(as_kohya, ".safetensors", 1, "the file's name without its suffix"),
+    "paper": Format(
+        as_paper, ".pt", len(PAPER_SYMBOLS), f"{' '.join(PAPER_SYMBOLS)} for the first word, the second, …"
+    ),
 }

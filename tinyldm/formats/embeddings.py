@@ -21,13 +21,12 @@ from torch import Tensor
 
 from tinyldm import InputError, cli
 from tinyldm.files import write_atomically
-from tinyldm.formats.embedding_layouts import FORMATS, read_content, words_of
+from tinyldm.formats.embedding_layouts import FORMATS, NO_WORDS, read_content, words_of
+from tinyldm.formats.recognise import MAX_VECTORS
 
-# CLIP reads 77 tokens, two of them start and end: more vectors than this fit into no prompt.
-MAX_VECTORS = 75
 # A .bin that diffusers wrote after training on a CPU drags the whole table of words along, 202 MB in SD 2.x.
-MAX_BYTES = 256 * 2**20
-MAX_NUMBERS = 32 * 2**20  # bytes of all words of a file: ten thousand vectors of SD 1.x
+MAX_FILE_BYTES = 256 * 2**20
+MAX_TENSOR_BYTES = 32 * 2**20  # bytes of all words of a file: ten thousand vectors of SD 1.x
 FAMILIES = {768: " (SD 1.x)", 1024: " (SD 2.x)", 1280: " (SDXL's second text encoder)"}
 TINY = Path("weights/tiny")
 
@@ -38,7 +37,7 @@ def save_embeddings(path: str | Path, embeddings: dict[str, Tensor], to: str = "
     Raises InputError as load_embeddings would, and if the format can't hold these words.
     """
     path = Path(path)
-    words = _checked_names(path, dict(_checked(path, embeddings.items())))
+    words = check_names(path, dict(checked_vectors(path, embeddings.items())))
     if "__metadata__" in words or sorted(word for word, _ in words_of(path, words)) != sorted(words):
         found = ", ".join(map(reprlib.repr, words))
         raise InputError(f"{path}: the words {found} would not be read as the same words again; choose others")
@@ -67,20 +66,20 @@ def load_embeddings(
         raise InputError(f"{path} is a folder, not an embedding file: try {path / 'embedding.safetensors'}")
     if not path.is_file():
         raise InputError(f"no such file: {path}; give an embedding file, as train.py writes it")
-    if (size := path.stat().st_size) > MAX_BYTES:
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
         found = f"has {size / 1e6:.0f} MB, an embedding only kilobytes"
         raise InputError(f"{path} {found}: if it is a checkpoint, give it as --weights")
     pairs = words_of(path, read_content(path))
     # A view can claim a thousand numbers where the file has one; so could a thousand words share one table.
-    if (claimed := sum(tensor.numel() * tensor.element_size() for _, tensor in pairs)) > min(size, MAX_NUMBERS):
-        found = f"claims {claimed} bytes of numbers, expected at most {min(size, MAX_NUMBERS)}"
+    if (claimed := sum(tensor.numel() * tensor.element_size() for _, tensor in pairs)) > min(size, MAX_TENSOR_BYTES):
+        found = f"claims {claimed} bytes of numbers, expected at most {min(size, MAX_TENSOR_BYTES)}"
         raise InputError(f"{path} {found}: if it is a checkpoint, give it as --weights")
-    words = _joined(_checked(path, pairs, width))
+    words = joined(checked_vectors(path, pairs, width))
     if word is not None and word not in words and len(words) > 1:
         raise InputError(f"{path} holds {listed(words)}, not {word!r}; after the colon give one of these")
     if word is not None:
         words = {word: words[word] if word in words else next(iter(words.values()))}
-    return _checked_names(path, words)
+    return check_names(path, words)
 
 
 def split_word(file: str | Path) -> tuple[Path, str | None]:
@@ -98,17 +97,19 @@ def listed(words: Iterable[str]) -> str:
     return f"{len(names)} words ({', '.join(names[:4])}{', …' * (len(names) > 4)})" if len(names) > 1 else names[0]
 
 
-def _checked(path: Path, pairs: Iterable[tuple[str, Tensor]], width: int | None = None) -> list[tuple[str, Tensor]]:
+def checked_vectors(
+    path: Path, pairs: Iterable[tuple[str, Tensor]], width: int | None = None
+) -> list[tuple[str, Tensor]]:
     """The pairs' tensors as (vectors, width) float32, each in memory of its own; InputError if they can't be."""
     rows = [(word, tensor[None] if tensor.ndim == 1 else tensor) for word, tensor in pairs]
     if not rows:
-        raise InputError(f"{path} holds no embedding: expected {{token: (vectors, width)}}, as train.py writes it")
+        raise InputError(f"{path} holds no embedding: {NO_WORDS}")
     for word, tensor in rows:
         name, shape = f"{path}: {reprlib.repr(word)}", tuple(tensor.shape)
         if tensor.ndim != 2 or not 1 <= shape[0] <= MAX_VECTORS or shape[1] == 0:
             expected = f"expected (1 to {MAX_VECTORS} vectors, width)"
             raise InputError(f"{name} has shape {shape}, {expected}: if it is a checkpoint, give it as --weights")
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or "float4" in str(tensor.dtype):  # which PyTorch can't convert
             raise InputError(f"{name} holds {tensor.dtype}, expected floating-point numbers: this is not an embedding")
     if len(widths := {tensor.shape[1] for _, tensor in rows}) > 1:
         found = f"vectors of widths {sorted(widths)}, expected one"
@@ -126,7 +127,7 @@ def _checked(path: Path, pairs: Iterable[tuple[str, Tensor]], width: int | None 
     return rows
 
 
-def _checked_names(path: Path, words: dict[str, Tensor]) -> dict[str, Tensor]:
+def check_names(path: Path, words: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same words; InputError if one can't be typed in a prompt."""
     for word in words:
         if word.split() != [word] or not word.isprintable():
@@ -135,7 +136,7 @@ def _checked_names(path: Path, words: dict[str, Tensor]) -> dict[str, Tensor]:
     return words
 
 
-def _joined(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def joined(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """One tensor a word: the vectors of a word that comes several times follow one another."""
     words: dict[str, Tensor] = {}
     for word, vectors in pairs:
@@ -143,7 +144,7 @@ def _joined(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return words
 
 
-# python -m tinyldm.formats.embeddings
+# ---- python -m tinyldm.formats.embeddings
 
 
 Vocabulary = tuple[Tensor, list[str]]  # the embeddings of a checkpoint's words, (words, width), and the words

@@ -1,45 +1,55 @@
 """How others name the same weights: OpenCLIP's text tower, diffusers' UNet and autoencoder, as tables.
 
-Our modules carry the names of the original Stable Diffusion checkpoints (and Hugging Face's CLIP), so those need no
-table. For each other layout there is one function, `our name -> Source`: where in the file this tensor lies.
-Which sizes a file without a configuration has is read off its shapes, at the end.
+Our modules carry the names of the original Stable Diffusion checkpoints (and Hugging Face's CLIP), so those need a
+prefix and no table. For each other layout there is one function, `our name -> Source`: where in the file this tensor
+lies. Which sizes a file without a configuration has is read off its shapes, at the end.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from tinyldm.autoencoder import AutoencoderConfig
 from tinyldm.clip import CLIPTextConfig
-from tinyldm.formats.untrusted import WeightsFile
+from tinyldm.clip_image import CLIPConfig, CLIPVisionConfig
 from tinyldm.unet import UNetConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Source(NamedTuple):
-    """Where a tensor lies in a file: its name there and, if it shares that with others, which third of the rows."""
+    """Where a tensor lies in a file."""
 
-    name: str
-    third: int | None = None
+    name: str  # there
+    qkv: int | None = None  # which of the three, where the file stacks q, k and v in one tensor
 
 
 Layout = Callable[[str], Source]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One network's weights: the file they are in, what each is called there, and which of its keys are this part's."""
+# ---- Single files
 
-    file: WeightsFile
-    layout: Layout
-    keys: list[str]  # each is read, or has a reason not to be
+PREFIXES = {  # of each part's names, in Stable Diffusion 1.x and in our own format
+    "text_encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+}
+OPEN_CLIP = "cond_stage_model.model."  # in place of the text encoder's, in 2.x
 
 
 def prefixed(prefix: str) -> Layout:
     """Our own names, after a prefix."""
     return lambda name: Source(prefix + name)
+
+
+def keys_by_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """A single file's names by part, so that none is overlooked: what is neither of the two others is the UNet's."""
+    keys: dict[str, list[str]] = {part: [] for part in PREFIXES}
+    for name in names:
+        beginning = {"cond_stage_model": "text_encoder", "first_stage_model": "autoencoder"}
+        keys[beginning.get(name.partition(".")[0], "unet")].append(name)
+    return keys
 
 
 # ---- Text encoders
@@ -199,7 +209,7 @@ def autoencoder_sizes(shapes: Shapes, prefix: str) -> AutoencoderConfig:
 
 def text_sizes(shapes: Shapes, layout: Layout) -> CLIPTextConfig:
     """CLIP's heads are 64 wide. OpenCLIP's last layer is left out, as in Stable Diffusion 2.x, if the file has it."""
-    is_open_clip = layout("text_model.encoder.layers.0.self_attn.q_proj.weight").third is not None
+    is_open_clip = layout("text_model.encoder.layers.0.self_attn.q_proj.weight").qkv is not None
     vocabulary_size, width = shapes[layout("text_model.embeddings.token_embedding.weight").name]
     last = layout("text_model.encoder.layers.0.layer_norm1.weight").name
     layers = max(numbers(shapes, re.escape(last).replace(r"\.0\.", r"\.(\d{1,3})\.", 1))) + 1
@@ -212,4 +222,25 @@ def text_sizes(shapes: Shapes, layout: Layout) -> CLIPTextConfig:
         activation="gelu" if is_open_clip else "quick_gelu",
         # Tools that went through diffusers write only the 23 layers that are used.
         skip_last=1 if is_open_clip and layers != 23 else 0,
+    )
+
+
+def clip_sizes(shapes: Shapes) -> CLIPConfig:
+    """Of one of OpenAI's files of both towers, such as clip-vit-base-patch32, in Hugging Face's names.
+
+    Shapes don't tell the heads, which are 64 wide in all of OpenAI's, nor the activation, QuickGELU in all.
+    Raises KeyError with the name of a tensor that is needed and not there.
+    """
+    vocabulary_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
+    length, _ = shapes["text_model.embeddings.position_embedding.weight"]
+    width, _, patch, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
+    positions, _ = shapes["vision_model.embeddings.position_embedding.weight"]
+    text_layers, layers = (
+        1 + max(numbers(shapes, rf"{tower}_model\.encoder\.layers\.(\d{{1,3}})\."), default=-1)
+        for tower in ("text", "vision")
+    )
+    return CLIPConfig(
+        CLIPTextConfig(vocabulary_size, length, text_width, text_layers, heads=text_width // 64),
+        CLIPVisionConfig(math.isqrt(positions - 1) * patch, patch, width, layers, width // 64),
+        projection=shapes["visual_projection.weight"][0],
     )

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tinyldm import cli
 from tinyldm.clip_image import CLIP, normalize
 from tinyldm.formats.checkpoint import load_clip
+from tinyldm.formats.merges import read_merges
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY
 from tinyldm.lab.world.captions import WITHOUT_BACKGROUND, caption, medium, trimmed, with_articles
@@ -133,7 +134,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     model = load_clip(options.weights / "clip.safetensors")
-    tokenizer = Tokenizer.read(options.weights / "merges.txt", length=model.config.text.length)
+    tokenizer = Tokenizer(read_merges(options.weights / "merges.txt"), length=model.config.text.length)
     array, pictures = make_pictures(options.pictures, HELD_OUT_SEED, model.config.vision.size)
     pixels = torch.from_numpy(array)
     some = pictures[:500]  # the 300 captions of each take their time

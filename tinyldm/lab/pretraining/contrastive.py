@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinyldm import InputError
 from tinyldm.clip_image import CLIP, CLIPConfig, normalize
 from tinyldm.files import write_atomically
+from tinyldm.formats.merges import read_merges, write_merges
 from tinyldm.images import from_pixels
 from tinyldm.lab.measure.zero_shot import features_of_captions, features_of_pictures
 from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_section
@@ -140,8 +141,8 @@ def train_clip(job: Job) -> bool:
     folder, recipe, device = job.stage_folder, job.recipe, job.device
     if not (folder / "merges.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        make_tokenizer(job.pictures, job.seed).write_merges(folder / "merges.txt")
-    tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
+        write_merges(folder / "merges.txt", make_tokenizer(job.pictures, job.seed).merges)
+    tokenizer = Tokenizer(read_merges(folder / "merges.txt"), length=TEXT_LENGTH)
     torch.manual_seed(job.seed)
     is_fine = job.stage == "fine-clip"
     model = tiny_clip(tokenizer.vocabulary_size, VISION.patch if is_fine else 2 * VISION.patch)
@@ -192,13 +193,13 @@ def export_clip(out: Path, folder: Path) -> None:
     Raises InputError if the merges.txt already there, the diffusion model's, is of another vocabulary.
     """
     merges = out / "fine-clip" / "merges.txt"
-    tokenizer = Tokenizer.read(merges, length=TEXT_LENGTH)
+    tokenizer = Tokenizer(read_merges(merges), length=TEXT_LENGTH)
     folder.mkdir(parents=True, exist_ok=True)
     there = folder / "merges.txt"
-    if there.exists() and Tokenizer.read(there).merges != tokenizer.merges:
+    if there.exists() and read_merges(there) != tokenizer.merges:
         raise InputError(f"{there} differs from {merges}, expected one vocabulary; train both from the same pictures")
     config = tiny_clip(tokenizer.vocabulary_size).config
     tensors = {name: tensor.half().contiguous() for name, tensor in load_section(out / "fine-clip", "average").items()}
     with write_atomically(folder / "clip.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"tinyldm": json.dumps(asdict(config))})
-    tokenizer.write_merges(there)
+    write_merges(there, tokenizer.merges)

@@ -37,7 +37,7 @@ DEFAULTS = Defaults(
     # Vectors for surface and shape. None starts as a colour, which would not let "a blue S*" say one.
     init_object="striped halved square",
     init_style="sketch",
-    literal=(*VIEWS, "small", "large"),
+    taken_literally=(*VIEWS, "small", "large"),
 )
 
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderKL
 from tinyldm.clip import CLIPTextEncoder
-from tinyldm.formats.checkpoint import save_checkpoint
+from tinyldm.formats.merges import read_merges, write_merges
+from tinyldm.formats.native import save_checkpoint
 from tinyldm.images import from_pixels, to_images
 from tinyldm.lab.measure.report import rows_of_samples
 from tinyldm.lab.pretraining.contrastive import train_clip
@@ -127,7 +128,7 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
         folder.mkdir(parents=True, exist_ok=True)
         weights = standardized_autoencoder(job.out, job.pixels, device).state_dict()
         save_file({k: v.cpu().contiguous() for k, v in weights.items()}, folder / "autoencoder.safetensors")
-        make_tokenizer(job.pictures, job.seed).write_merges(folder / "merges.txt")
+        write_merges(folder / "merges.txt", make_tokenizer(job.pictures, job.seed).merges)
     autoencoder, tokenizer = load_first_stage(folder)
     autoencoder.to(device, memory_format=torch.channels_last)
     means, log_variances = encode_all(autoencoder, job.pixels, device)
@@ -234,7 +235,7 @@ def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
     """
     if not (folder / "merges.txt").exists():
         raise InputError(f"{folder} holds no merges.txt, expected that of the stage; run it first: --stage diffusion")
-    tokenizer = Tokenizer.read(folder / "merges.txt", length=TEXT_LENGTH)
+    tokenizer = Tokenizer(read_merges(folder / "merges.txt"), length=TEXT_LENGTH)
     autoencoder = AutoencoderKL(AUTOENCODER).eval().requires_grad_(False)
     autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
     return autoencoder, tokenizer

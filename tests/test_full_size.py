@@ -1,24 +1,28 @@
-"""Stable Diffusion 1.5 and 2.1 at their full size, with random weights, beside diffusers: pictures, memory, seconds.
+"""Random weights beside diffusers, from a single file and from a folder: pictures, memory, seconds.
 
-    python -m tests.full_size --out /tmp/full-size
+By default the models are small, and only their pictures count: their files are smaller than the libraries' own needs.
+With TINYLDM_FULL_SIZE=DIR they are Stable Diffusion 1.5 and 2.1 at their full size:
 
-Per model it writes a single file and a diffusers folder (9 to 11 GB, deleted again) into --out, and compares in float32
-at 256x256 pixels, with 4 steps of DDIM and guidance 7.5. It takes about 12 GB of memory and some minutes; --small is
-the same with small models, in seconds. Prints a table; the exit status is 1 if a limit is not kept.
+    TINYLDM_FULL_SIZE=/tmp/full-size pytest -n 0 -s tests/test_full_size.py
+
+Per model it writes a single file and a diffusers folder (9 to 11 GB, deleted again) into DIR, and compares in float32
+at 256x256 pixels, with 4 steps of DDIM and guidance 7.5. It takes about 12 GB of memory and some minutes, and prints a
+table.
 """
 
 import importlib.util
 import multiprocessing
+import os
 import re
 import shutil
-import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # where pytest finds them, too
-
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from helpers.public import (
@@ -34,40 +38,46 @@ from helpers.public import (
 )
 from safetensors.torch import save_file
 
-from tinyldm import cli
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 
+FULL_SIZE = os.environ.get("TINYLDM_FULL_SIZE")
 WORD_PROMPT = PROMPT.replace("red star", "<word>")
 LIMIT = 2.0  # of 255, the largest difference of any pixel
 MEMORY = 1.3  # times what the weights take once they are loaded
 SINGLE, FOLDER = "model.safetensors", "folder"
 
 
-def main() -> int:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the files, deleted afterwards")
-    parser.add_argument("--small", action="store_true", help="small models: whether this command itself works")
-    options = parser.parse_args()
-    print("| what | model | measured | limit | |")
-    print("|---|---|---|---|---|")
-    good = True
-    for kind, size in (("1.x", 32), ("2.x", 32)) if options.small else (("1.5", 256), ("2.1", 256)):
-        folder = options.out / kind
-        folder.mkdir(parents=True)
-        try:
-            for what, measured, limit in measurements(folder, kind, size):
-                kept = limit is None or measured <= limit
-                # A small model's files are smaller than the libraries' own needs, so only its pictures count.
-                good &= kept or (options.small and "pixel" not in what)
-                verdict = " | " if limit is None else f"{limit:.2f} | {'kept' if kept else 'NOT KEPT'}"
-                print(f"| {what} | {kind} | {measured:.2f} | {verdict} |", flush=True)
-        finally:
-            shutil.rmtree(folder)
-    return 0 if good else 1
+@pytest.fixture(scope="module")
+def fresh_process() -> Iterator[ProcessPoolExecutor]:
+    """A process that has the libraries imported and has computed nothing: it can be forked, as pytest's can't."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process
 
 
-def measurements(folder: Path, kind: str, size: int):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize("kind", ["1.5", "2.1"] if FULL_SIZE else ["1.x", "2.x"])
+def test_pictures_memory_and_seconds_beside_diffusers(tmp_path, fresh_process, kind):
+    not_kept = fresh_process.submit(compared, Path(FULL_SIZE or tmp_path) / kind, kind).result()
+    assert [what for what in not_kept if FULL_SIZE or "pixel" in what] == []
+
+
+def compared(folder: Path, kind: str) -> list[str]:
+    """Print the table of a model's measurements; returns those that are above their limits."""
+    folder.mkdir(parents=True)
+    print("\n| what | model | measured | limit |\n|---|---|---|---|")
+    not_kept = []
+    try:
+        for what, measured, limit in measurements(folder, kind, 256 if FULL_SIZE else 32):
+            print(f"| {what} | {kind} | {measured:.2f} | {'' if limit is None else f'{limit:.2f}'} |", flush=True)
+            if limit is not None and not measured <= limit:
+                not_kept.append(what)
+    finally:
+        shutil.rmtree(folder)
+    return not_kept
+
+
+def measurements(folder: Path, kind: str, size: int) -> Iterator[tuple[str, float, float | None]]:
     """Yields (what, measured, limit or None), each measured in a process of its own, so that its memory is its own."""
     apart(write, folder, kind, size)
     for name in (SINGLE, FOLDER):
@@ -77,7 +87,9 @@ def measurements(folder: Path, kind: str, size: int):
     gigabytes = (folder / SINGLE).stat().st_size / 1e9
     yield "GB on disk, single file in float32", gigabytes, None
     ours, theirs = [], []
-    for _ in range(3):  # in turn, so that neither finds more of the file in the page cache; the first round fills it
+    for _ in range(
+        3 if FULL_SIZE else 1
+    ):  # in turn, so that neither finds more of the file in the page cache; the first round fills it
         ours.append(apart(load_ours, folder / SINGLE))
         theirs.append(apart(load_theirs, folder / FOLDER))
     peak, after, weights, _ = ours[-1]
@@ -167,7 +179,3 @@ class Anonymous:
 
 def anonymous() -> int:
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
-if __name__ == "__main__":
-    cli.run(main)
