@@ -1,6 +1,7 @@
 """Fixtures that several test files share: the tiny checkpoint, and running a script as a user would."""
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -44,17 +45,18 @@ class Outcome:
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
-    """run("train.py", "--images", …): the script's own main in this process, in an empty working directory."""
+    """run("train.py", "--images", …) or run("tinyldm.lab.world", …): the command's own main in this process, in an
+    empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def run_script(script: str, *arguments: object) -> Outcome:
         words = [str(argument) for argument in arguments]
-        if "--weights" not in words:
+        if script in SCRIPTS and "--weights" not in words:
             words += ["--weights", str(WEIGHTS)]
         monkeypatch.setattr(sys, "argv", [script, *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.run(SCRIPTS[script])
+            cli.run(SCRIPTS.get(script) or main_of(script))
         captured = capsys.readouterr()
         progress_free = "\n".join(
             line for line in captured.err.splitlines() if "it/s]" not in line and "%|" not in line
@@ -62,6 +64,12 @@ def run(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
         return Outcome(int(stop.value.code or 0), captured.out, progress_free)
 
     return run_script
+
+
+def main_of(module: str) -> Callable[[list[str]], object]:
+    """What `python -m module` runs."""
+    imported = importlib.import_module(module)
+    return (importlib.import_module(f"{module}.__main__") if hasattr(imported, "__path__") else imported).main
 
 
 @pytest.fixture

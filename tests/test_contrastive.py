@@ -1,7 +1,6 @@
-"""The tiny CLIP in small: it learns, stops, goes on and is written; the instruments, on answers that are known."""
+"""The tiny CLIP in small: it learns, stops, goes on and is written."""
 
 import math
-import random
 import shutil
 from dataclasses import fields
 from itertools import count
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import WEIGHTS
 from safetensors import safe_open
 
 from tinyldm import InputError
@@ -18,10 +16,10 @@ from tinyldm.formats.checkpoint import load_clip
 from tinyldm.formats.merges import read_merges, write_merges
 from tinyldm.lab.pretraining import contrastive
 from tinyldm.lab.pretraining import loop as training
+from tinyldm.lab.pretraining.loop import Job, Recipe, load_section
 from tinyldm.lab.world.captions import caption
-from tinyldm.lab.world.distribution import HELD_OUT_SEED, make_pictures
-from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import PATTERNS, Picture, Thing, noun_thing
+from tinyldm.lab.world.distribution import make_pictures
+from tinyldm.lab.world.things import Picture, Thing
 from tinyldm.tokenizer import Tokenizer
 
 
@@ -33,12 +31,12 @@ def world():
 
 
 def train(out, world, steps, stage="clip", batch=16, stop_at=math.inf):
-    recipe = training.Recipe(steps=steps, batch=batch, lr=1e-3, warmup=5)
-    return contrastive.train_clip(out, stage, *world, recipe, seed=0, device="cpu", stop_at=stop_at)
+    recipe = Recipe(steps=steps, batch=batch, lr=1e-3, warmup=5)
+    return contrastive.train_clip(Job(out, stage, recipe, *world, seed=0, device="cpu", stop_at=stop_at))
 
 
 def train_both_stages(out, world, steps):
-    return [train(out, world, steps, stage) for stage in contrastive.RECIPES]
+    return [train(out, world, steps, stage) for stage in ("clip", "fine-clip")]
 
 
 # ---- the loss
@@ -142,7 +140,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, world, mo
     assert train(tmp_path / "parts", world, steps=8)
     assert asked == expected
     for section in ("weights", "average"):
-        whole, parts = (training.load_section(tmp_path / out / "clip", section) for out in ("whole", "parts"))
+        whole, parts = (load_section(tmp_path / out / "clip", section) for out in ("whole", "parts"))
         for name, tensor in whole.items():  # but for the 16-bit numbers in the files
             assert torch.allclose(parts[name].float(), tensor.float(), atol=2e-3), name
 
@@ -150,7 +148,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, world, mo
 def test_the_temperature_stays_where_training_is_stable(tmp_path, world, monkeypatch):
     monkeypatch.setattr(contrastive, "MAX_LOGIT_SCALE", 1.0)  # it starts at log(1 / 0.07), 2.66
     assert train(tmp_path, world, steps=2)
-    scale = training.load_section(tmp_path / "clip", "weights")["logit_scale"]
+    scale = load_section(tmp_path / "clip", "weights")["logit_scale"]
     assert scale == pytest.approx(1.0, abs=0.01)
     assert contrastive.tiny_clip(600).logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
@@ -196,8 +194,8 @@ def test_the_second_stage_begins_where_the_first_ended_and_ends_with_all_patches
     halved, half_of_patches = [], contrastive.half_of_patches
     monkeypatch.setattr(contrastive, "half_of_patches", lambda *x: halved.append(half_of_patches(*x)) or halved[-1])
     assert not train(tmp_path, world, steps=8, stage="fine-clip", stop_at=-math.inf)  # before its first step
-    first = contrastive.with_patches_halved(training.load_section(tmp_path / "clip", "average"))
-    for name, tensor in training.load_section(tmp_path / "fine-clip", "weights").items():
+    first = contrastive.with_patches_halved(load_section(tmp_path / "clip", "average"))
+    for name, tensor in load_section(tmp_path / "fine-clip", "weights").items():
         assert torch.allclose(tensor.float(), first[name], atol=1e-3), name
     shutil.rmtree(tmp_path / "clip")  # to go on, its own folder is enough
     assert train(tmp_path, world, steps=8, stage="fine-clip")
@@ -217,7 +215,7 @@ def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world)
     model = load_clip(path)
     tokenizer = Tokenizer(read_merges(tmp_path / "weights" / "merges.txt"))
     assert model.config == contrastive.tiny_clip(tokenizer.vocabulary_size).config
-    average = training.load_section(tmp_path / "fine-clip", "average")
+    average = load_section(tmp_path / "fine-clip", "average")
     assert all(tensor.equal(average[name].float()) for name, tensor in model.state_dict().items())
 
 
@@ -230,85 +228,7 @@ def test_it_is_not_written_beside_a_diffusion_model_of_another_vocabulary(tmp_pa
     assert not (tmp_path / "weights" / "clip.safetensors").exists()
 
 
-def test_the_one_that_comes_with_the_project_is_small_and_knows_its_world():
-    """weights/tiny/README.md states the whole figures; these bounds leave room for few pictures and prompts."""
-    path = WEIGHTS / "clip.safetensors"
-    assert path.stat().st_size <= 8_000_000
-    model = load_clip(path)
-    tokenizer = Tokenizer(read_merges(WEIGHTS / "merges.txt"), length=model.config.text.length)
-    array, pictures = make_pictures(200, HELD_OUT_SEED)
-    pixels = torch.from_numpy(array)
-    assert contrastive.ranked_first(model, tokenizer, pixels[:150], pictures[:150]) >= 0.95
-    right = {}
-    for what, classes in contrastive.PROMPTS.items():
-        expected = {i: name for i, picture in enumerate(pictures) if (name := contrastive.class_of(picture, what))}
-        some = {name: random.Random(0).sample(prompts, min(300, len(prompts))) for name, prompts in classes.items()}
-        found = contrastive.zero_shot(model, tokenizer, pixels[list(expected)], some)
-        right[what] = np.mean([one == other for one, other in zip(found, expected.values(), strict=True)])
-    least = {"colour": 0.95, "shape": 0.75, "pattern": 0.8, "scene": 0.9, "style": 0.88}
-    assert {what: right[what] for what in least if right[what] < least[what]} == {}
-
-
-# ---- the instruments
-
-
-@pytest.fixture
-def knowing(monkeypatch):
-    """knowing(pictures, captions) replaces the towers by known features, one vector for each picture and caption."""
-
-    def replace(of_pictures, of_captions):
-        monkeypatch.setattr(contrastive, "features_of_pictures", lambda model, pixels: of_pictures[pixels])
-        monkeypatch.setattr(
-            contrastive, "features_of_captions", lambda model, tokenizer, texts: torch.stack([*map(of_captions, texts)])
-        )
-
-    return replace
-
-
-def plain_pictures(number):
-    """All different; each with so many captions that one never names another."""
-    colours = ("red", "blue", "green", "yellow", "white", "black", "pink", "teal")
-    shapes = ("circle", "square", "star", "heart", "ring", "cross", "drop", "arch")
-    things = [Thing(shape, colour) for colour in colours for shape in shapes]
-    return [Picture((thing,), "gray", seed=i) for i, thing in enumerate(things[:number])]
-
-
-@pytest.mark.parametrize("sign, expected", [(1, 1.0), (-1, 0.0)])
-def test_a_model_that_knows_every_caption_ranks_it_first_and_its_opposite_never(knowing, sign, expected):
-    pictures = plain_pictures(64)
-    names = [f"{picture.things[0].colour} {picture.things[0].shape}" for picture in pictures]
-    codes = torch.eye(64)
-    knowing(sign * codes, lambda text: next(codes[i] for i, name in enumerate(names) if name in text))
-    assert contrastive.ranked_first(None, None, torch.arange(64), pictures) == expected
-
-
-def test_a_model_that_guesses_is_right_one_time_in_fifty(knowing):
-    torch.manual_seed(0)
-    pictures = plain_pictures(64) * 3
-    knowing(torch.randn(192, 16), lambda text: torch.randn(16))
-    assert contrastive.ranked_first(None, None, torch.arange(192), pictures) == pytest.approx(0.02, abs=0.025)
-
-
-def test_captions_that_are_true_of_the_picture_too_are_not_held_against_it(knowing):
-    """Five pictures are the same, and the model gives all their captions the same vector."""
-    pictures = plain_pictures(60) + plain_pictures(1) * 4
-    codes = torch.eye(2)
-    is_first = torch.tensor([picture == pictures[0] for picture in pictures]).long()
-    knowing(codes[is_first], lambda text: codes[int("red circle" in text)])
-    right = contrastive.ranked_first(None, None, torch.arange(64), pictures)
-    assert right == 5 / 64  # the five; all the others' captions are one
-
-
-def test_a_picture_is_of_the_class_with_the_likeliest_prompts(knowing):
-    """Of the last picture, the best prompt is one of "up", though on average its prompts fit worse."""
-    east, north, west = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    words = {"an east": east, "a west": west, "a north": north}
-    knowing(torch.stack([north, east, 0.6 * east + 0.8 * north]), lambda text: words[text])
-    model = contrastive.tiny_clip(600).requires_grad_(False)
-    prompts = {"up": ["a north"], "flat": ["a east", "a west"]}
-    assert contrastive.zero_shot(model, None, torch.arange(3), prompts) == ["up", "flat", "up"]
-    prompts = {"up": ["a north", "a west"], "right": ["a east"]}
-    assert contrastive.zero_shot(model, None, torch.arange(3), prompts) == ["up", "right", "up"]
+# ---- the sheet
 
 
 def test_the_sheet_shows_the_pictures_nearest_to_each_prompt(world, monkeypatch):
@@ -319,60 +239,3 @@ def test_the_sheet_shows_the_pictures_nearest_to_each_prompt(world, monkeypatch)
     (first, *_), (last, *rest) = contrastive.retrieved(None, None, pixels, ["along x", "along y"])
     assert len(rest) == 7
     assert first.tobytes() == pixels[0].numpy().tobytes() and last.tobytes() == pixels[19].numpy().tobytes()
-
-
-STAR = Thing("star", "red")
-STRIPED = Thing("star", "red", "striped", "white")
-
-
-@pytest.mark.parametrize(
-    "picture, expected",
-    [
-        (Picture((STAR,), "blue"), ("red", "star", "none", None, "photo")),
-        (Picture((STRIPED,), "grass"), (None, "star", "striped", "grass", "photo")),
-        (Picture((STAR, STAR), "sea"), (None, None, None, "sea", "photo")),
-        (Picture((noun_thing("lemon"),), "snow", "watercolor"), (None, None, None, "snow", "watercolor")),
-        (Picture((STAR,), "snow", "sketch"), (None, None, None, None, "sketch")),
-        (Picture((STAR,), "blue", view="dark"), (None, None, None, None, "photo")),
-    ],
-    ids=["a shape", "a pattern", "two", "a noun", "a sketch", "dark"],
-)
-def test_only_what_a_picture_shows_and_captions_say_is_asked(picture, expected):
-    assert tuple(contrastive.class_of(picture, what) for what in contrastive.PROMPTS) == expected
-
-
-def test_every_class_has_prompts_that_say_it():
-    assert list(contrastive.PROMPTS) == ["colour", "shape", "pattern", "scene", "style"]
-    assert set(contrastive.PROMPTS["pattern"]) == {"none", *PATTERNS}
-    for what in ("colour", "shape", "pattern"):
-        for name, prompts in contrastive.PROMPTS[what].items():
-            assert name == "none" or all(name in prompt.split() for prompt in prompts)
-    assert all(SCENES[name].words in prompt for name, texts in contrastive.PROMPTS["scene"].items() for prompt in texts)
-    for what, classes in contrastive.PROMPTS.items():
-        assert len({prompt for prompts in classes.values() for prompt in prompts}) == sum(map(len, classes.values())), (
-            what
-        )
-
-
-def test_the_report_asks_each_question_of_the_pictures_it_suits(tmp_path, world, monkeypatch, capsys):
-    """With a model that has hardly learned, and answers that are all right but for the style, "photo" throughout."""
-    array, pictures = world
-    train_both_stages(tmp_path, world, steps=1)
-    contrastive.export_clip(tmp_path, tmp_path)
-    monkeypatch.setattr(contrastive, "make_pictures", lambda count, seed, size: (array.numpy(), pictures))
-    of = {picture.tobytes(): what for picture, what in zip(array.numpy(), pictures, strict=True)}
-
-    def answer(model, tokenizer, pixels, prompts):
-        what = next(what for what, classes in contrastive.PROMPTS.items() if classes is prompts)
-        classes = [contrastive.class_of(of[picture.numpy().tobytes()], what) for picture in pixels]
-        return ["photo"] * len(classes) if what == "style" else classes
-
-    monkeypatch.setattr(contrastive, "zero_shot", answer)
-    contrastive.main(["--weights", str(tmp_path)])
-    ranking, *lines = capsys.readouterr().out.splitlines()
-    assert ranking.startswith("the right caption ranks first among 50: ") and ranking.endswith("of 80 pictures")
-    photos = sum(picture.style == "photo" for picture in pictures)
-    plain = sum(contrastive.class_of(picture, "shape") is not None for picture in pictures)
-    assert f"zero-shot shape, one of 14: 100.0% of {plain} pictures" in lines
-    assert f"zero-shot style, one of 6: {photos / 80:.1%} of 80 pictures" in lines
-    assert len(lines) == 5

@@ -1,13 +1,22 @@
-"""A stage of training stops, goes on, and keeps its state in small files."""
+"""A stage of training stops, goes on, and keeps its state in one file, whole."""
 
 import math
+import signal
+import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from tinyldm.lab.pretraining import loop as training
+from tinyldm import InputError, files
+from tinyldm.lab.pretraining import loop
 from tinyldm.lab.pretraining.loop import Recipe, Training
+
+PRETRAINING = "tinyldm.lab.pretraining"
+SECTIONS = ("weights", "average", "moment1", "moment2")
 
 
 def linear_training(folder, steps=6):
@@ -41,7 +50,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
 def test_training_stops_by_the_clock_and_keeps_its_state(tmp_path):
     trained, loss_of = linear_training(tmp_path)
     assert not trained.run(loss_of, lambda: None, stop_at=0)
-    assert (tmp_path / "state" / "state.json").exists()
+    assert loop.saved_step(tmp_path) == 0 and (tmp_path / loop.STATE).exists()
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():
@@ -60,9 +69,94 @@ def test_the_learning_rate_comes_to_zero_at_a_restart_and_goes_on_with_the_longe
     assert shorter.lr_at(500) == pytest.approx(0), "a run that ends before the restart ends at zero"
 
 
-def test_shards_hold_everything_in_small_files(monkeypatch):
-    monkeypatch.setattr(training, "MAX_FILE_BYTES", 100)
-    tensors = {str(i): torch.full((10,), float(i)) for i in range(7)}  # 40 bytes each
-    parts = training.shards(tensors)
-    assert [len(part) for part in parts] == [2, 2, 2, 1]
-    assert {name for part in parts for name in part} == set(tensors)
+def test_the_beginning_of_a_longer_recipe_has_its_rates():
+    whole = Recipe(steps=1000, batch=1, lr=1.0, restart=600)
+    beginning = replace(whole, steps=700, beginning_of=1000)
+    assert [beginning.lr_at(step) for step in range(700)] == [whole.lr_at(step) for step in range(700)]
+
+
+@pytest.mark.parametrize("moment", ["while it is written", "before it is renamed"])
+def test_a_kill_while_saving_leaves_the_old_state_whole(tmp_path, monkeypatch, moment):
+    trained, loss_of = linear_training(tmp_path)
+    trained.update(loss_of)
+    trained.save()
+    old = {section: loop.load_section(tmp_path, section) for section in SECTIONS}
+    for _ in range(2):
+        trained.update(loss_of)
+
+    def write_half(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    if moment == "while it is written":
+        monkeypatch.setattr(loop, "save_file", write_half)
+    else:
+        monkeypatch.setattr(files.os, "replace", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trained.save()
+    assert loop.saved_step(tmp_path) == 1
+    for section in SECTIONS:
+        new = loop.load_section(tmp_path, section)
+        assert new.keys() == old[section].keys() and all(new[name].equal(old[section][name]) for name in new)
+    monkeypatch.undo()
+    trained.save()
+    assert loop.saved_step(tmp_path) == 3
+    assert [path.name for path in tmp_path.iterdir()] == [loop.STATE]
+
+
+def test_the_state_has_two_bytes_a_number_of_which_adam_needs_one_more(tmp_path):
+    trained, loss_of = linear_training(tmp_path)
+    trained.update(loss_of)
+    trained.save()
+    assert {name: set(loop.load_section(tmp_path, name)) for name in SECTIONS} == {
+        "weights": {"weight", "bias"},
+        "average": {"weight", "bias"},
+        "moment1": {"weight", "bias"},
+        "moment2": {"bias"},  # Muon, which trains matrices, has only one
+    }
+    assert all(x.element_size() == 2 for name in SECTIONS for x in loop.load_section(tmp_path, name).values())
+
+
+def test_a_state_that_is_broken_says_so(tmp_path):
+    (tmp_path / loop.STATE).write_bytes(b"not a state")
+    with pytest.raises(InputError, match=r"state\.safetensors is broken .*; delete .* and run the stage again"):
+        linear_training(tmp_path)
+
+
+# ---- the losses
+
+
+def test_every_fiftieth_step_is_a_row_of_the_losses(tmp_path):
+    training = Training(tmp_path / "stage", nn.Linear(1, 1), Recipe(120, 1, 1e-3), 0, "cpu")
+    training.run(lambda *_: {"loss": training.model(torch.ones(1, 1)).square().mean()}, lambda: None, math.inf)
+    again = Training(tmp_path / "stage", nn.Linear(1, 1), Recipe(150, 1, 1e-3), 0, "cpu")
+    again.run(lambda *_: {"loss": again.model(torch.ones(1, 1)).square().mean()}, lambda: None, math.inf)
+    header, *rows = (tmp_path / "stage" / "loss.csv").read_text().splitlines()
+    assert header == "step,loss"
+    assert [row.split(",")[0] for row in rows] == ["50", "100", "150"]
+
+
+def test_losses_of_all_stages_so_far_are_drawn(run, tmp_path):
+    for stage in ("autoencoder", "diffusion"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "loss.csv").write_text("step,loss,mse\n50,0.5,1\n100,0.25,1\n")
+    assert run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.png").status == 0
+    with Image.open(tmp_path / "losses.png") as image:
+        assert image.size == (960, 360)  # two panels
+        assert np.asarray(image.convert("L")).min() < 50
+    assert "try losses.png" in run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.xyz").error
+    assert not (tmp_path / "losses.xyz").exists()
+
+
+def test_losses_are_asked_for_before_there_are_any(run, tmp_path):
+    outcome = run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.png")
+    assert "found no stage's loss.csv" in outcome.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_it_says_how_to_get_it(run, tmp_path, monkeypatch):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "loss.csv").write_text("step,loss\n50,0.5\n")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    outcome = run(PRETRAINING, "--out", tmp_path, "--losses", tmp_path / "losses.png")
+    assert 'type pip install -e ".[plot]"' in outcome.error

@@ -1,10 +1,8 @@
 """What README says is true: its commands run, its lines of code exist, its file guide has the right lengths."""
 
-import importlib
 import re
 import shlex
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,9 @@ from tinyldm import InputError
 from tinyldm.formats import embeddings
 from tinyldm.formats.checkpoint import GET_MERGES, GET_WEIGHTS, load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
-from tinyldm.lab.measure.evaluate import word_obeyed
+from tinyldm.lab.measure.judge import load_judge
+from tinyldm.lab.measure.report import ask_word
+from tinyldm.lab.world.distribution import EXAMPLES as THINGS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^ {4}((?:pip|python) .+)$", README, re.MULTILINE)
@@ -42,8 +42,8 @@ def test_the_first_command_and_the_sample_command_do_what_they_promise(run, tmp_
     assert run(*learn[1:], "--steps", load_checkpoint(WEIGHTS).defaults.steps // 4).status == 0
     embedding = tmp_path / "outputs" / "S" / "embedding.safetensors"
     assert load_embeddings(embedding)["S*"].shape == (3, 128)
-    colours, backgrounds, _ = word_obeyed(WEIGHTS, embedding, ("teal", "white"))
-    assert colours >= 0.8 and backgrounds >= 0.8
+    figures, _ = ask_word(WEIGHTS, load_judge(), embedding, THINGS["striped-circle"])
+    assert figures["colours"] >= 0.8 and figures["background"] >= 0.8
 
     assert run(*draw[1:]).status == 0
     sheet = Image.open(tmp_path / "outputs" / "samples" / "sheet.png")
@@ -101,23 +101,15 @@ def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, caps
     assert outcome.status == 0 and outcome.err == ""  # no warning that no prompt uses the word
 
 
-def test_the_lab_commands_run(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_the_lab_commands_run(run, tmp_path):
     lab = [words for words in COMMANDS if words[1] == "-m" and words[2].startswith("tinyldm.lab.")]
     (count,) = [words for words in lab if words[2].endswith("world")]
-    main_of(count[2])(count[3:])
+    assert run(*count[2:]).status == 0
     assert len(list((tmp_path / "world").glob("*.png"))) == 100
     # The others, in small, are tested in their own files; here their options must exist.
     for words in lab:
-        with pytest.raises(SystemExit) as stop:
-            main_of(words[2])([*words[3:], "--help"])
-        assert stop.value.code == 0
-
-
-def main_of(module: str) -> Callable[[list[str]], object]:
-    """What `python -m module` runs."""
-    imported = importlib.import_module(module)
-    return (importlib.import_module(f"{module}.__main__") if hasattr(imported, "__path__") else imported).main
+        helped = run(words[2], "--help").out
+        assert [word for word in words if word.startswith("--") and word not in helped] == []
 
 
 def test_the_method_is_as_it_stands_in_train_py():
@@ -164,7 +156,8 @@ def test_arrows_go_one_way():
 
 
 def test_every_picture_exists():
-    for document in (ROOT / "README.md", ROOT / "weights" / "tiny" / "README.md"):
+    notes = ROOT / "tinyldm" / "lab" / "pretraining" / "NOTES.md"
+    for document in (ROOT / "README.md", ROOT / "weights" / "tiny" / "README.md", notes):
         for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
             with Image.open(document.parent / path) as image:
                 assert image.width > 100

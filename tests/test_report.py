@@ -1,124 +1,169 @@
-"""The judge on pictures it never saw, and the figures of weights/tiny/README.md on smaller samples."""
+"""The figures of weights/tiny/README.md on smaller samples, and the command that prints them all."""
 
 import re
+import subprocess
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from conftest import WEIGHTS
+from PIL import Image
 
-from tinyldm.formats.checkpoint import load_checkpoint
-from tinyldm.lab.measure import judge, report
-from tinyldm.lab.measure.evaluate import colours_right, flat_colour_error, generate
-from tinyldm.lab.world.captions import with_articles
-from tinyldm.lab.world.distribution import is_held_out
+from tinyldm import InputError
+from tinyldm.formats.embeddings import save_embeddings
+from tinyldm.lab.measure import __main__ as command
+from tinyldm.lab.measure import report
+from tinyldm.lab.measure.colours import colours_right, spread
+from tinyldm.lab.measure.judge import load_judge
+from tinyldm.lab.world.distribution import EXAMPLES, pictures_of
 from tinyldm.lab.world.drawing import draw
-from tinyldm.lab.world.things import Picture, Thing, noun_thing
+from tinyldm.lab.world.things import Picture, Thing
+
+MEASURE = "tinyldm.lab.measure"
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return judge.load_judge()
+def judge():
+    return load_judge()
 
 
-def test_the_judge_is_right_about_real_pictures(trained):
-    shares = judge.right(trained, count=800)
-    assert set(shares) == set(judge.ANSWERS)
-    assert min(shares.values()) >= 0.98, shares
-
-
-@pytest.mark.parametrize(
-    "picture, expected",
-    [
-        (Picture((Thing("star", "red"),), "blue"), {"count": "one", "shape": "star", "pattern": "plain"}),
-        (Picture((Thing("star", "red"),) * 2, "blue"), {"count": "two", "shape": "star", "right shape": "star"}),
-        (Picture((noun_thing("kite", "small"),), "snow", "sketch"), {"pattern": "halved", "size": "small"}),
-        (Picture((Thing("ring", "red"), Thing("drop", "blue")), "grass"), {"shape": "ring", "right shape": "drop"}),
-        (Picture((Thing("ring", "red"),), "grass", place="top"), {"scene": "grass", "place": "top", "style": "photo"}),
-    ],
-)
-def test_the_truth_is_what_the_picture_says(picture, expected):
-    assert expected.items() <= judge.truth(picture).items()
-
-
-def test_questions_have_exactly_the_answers_that_there_are():
-    rng = np.random.default_rng(0)
-    for questions_of, _ in report.PROMPTS.values():
-        asked = questions_of(rng)
-        for question in (next(asked) for _ in range(60)):
-            assert question.checks and question.prompt == " ".join(question.prompt.split())
-
-
-@cache
-def seen_by_judge(thing, background, style="photo"):
-    pixels = np.stack([np.asarray(draw(Picture((thing,), background, style, seed=seed))) for seed in range(8)])
-    return pixels, judge.load_judge().answers(judge.to_tensor(pixels))
-
-
-def test_checks_pass_on_what_they_ask_for_and_on_nothing_else():
-    thing, other = Thing("star", "red"), Thing("circle", "green", "striped", "white")
-    question = report.Question("", {"colour": report.has_colours(thing), "background": report.behind("blue")})
-    question.checks["shape"] = report.sees("shape", "star")
-    for shown, background, expected in ((thing, "blue", True), (other, "yellow", False)):
-        for pixels, said in zip(*seen_by_judge(shown, background), strict=True):
-            assert {what: check(pixels, said) for what, check in question.checks.items()} == dict.fromkeys(
-                question.checks, expected
-            )
-
-
-def test_a_learned_word_is_asked_on_four_backgrounds_and_to_combine():
-    thing = report.OBJECTS[0]
-    asked = report.of_a_word("S*", thing)
-    assert len(asked["word"]) == 16 and len({question.prompt for question in asked["word"]}) == 4
-    assert all("S*" in question.prompt for questions in asked.values() for question in questions)
-    assert asked["two"][0].prompt == "a photo of two S*s"
-    assert len(report.OBJECTS) == 8 and all(is_held_out(thing) for thing in report.OBJECTS)
-
-
-def test_blue_words_may_keep_or_lose_their_second_colour():
-    thing = Thing("circle", "orange", "striped", "white")
-    (question,) = {id(q): q for q in report.of_a_word("S*", thing)["blue"]}.values()
-    check = question.checks["a blue S*"]
-    for look, expected in (("blue", None), True), (("blue", "white"), True), (("orange", "white"), False):
-        drawn = Thing("circle", look[0], look[1] and "striped", look[1])
-        assert check(np.asarray(draw(Picture((drawn,), "gray", seed=1))), {}) is expected
-    assert with_articles(question.prompt) == "a photo of a blue S* on a white background"
-
-
-def test_no_figure_is_of_fewer_than_six_pictures():
-    of_styles = report.first(report.styles(np.random.default_rng(8)), 6)
-    asked = [style for question in of_styles for style in question.checks]
-    assert len(asked) == 30 and {asked.count(style) for style in asked} == {6}
-    assert len(report.first(report.two(np.random.default_rng(4)), 0)) == 6
-    assert len(report.first(report.two(np.random.default_rng(4)), 7)) == 7
-
-
-def test_the_tiny_checkpoint_obeys_its_prompts(trained):
+def test_the_tiny_checkpoint_obeys_its_prompts(tiny, judge, tmp_path):
     """What `--only prompts` measures, on a twentieth of its prompts, or six for each figure."""
-    figures = report.report_prompts(WEIGHTS, trained, 0.05, None)
+    figures = report.report_prompts(tiny, judge, 0.05, tmp_path)
     assert len(figures) == 18
     assert min(figures.values()) >= 0.8 and np.mean(list(figures.values())) >= 0.95, figures
+    assert len(list(tmp_path.glob("prompts-*.png"))) == 9
 
 
-def test_the_autoencoder_keeps_flat_colours_and_patterns(trained, capsys):
-    model = load_checkpoint(WEIGHTS)
-    assert flat_colour_error(model) <= 8
-    report.report_autoencoder(model, trained, 60)
-    quality, _, patterns = capsys.readouterr().out.splitlines()
-    assert float(re.search(r"([\d.]+) dB", quality)[1]) >= 31
+def test_the_autoencoder_keeps_pictures_flat_colours_and_patterns(run):
+    """What `--only autoencoder` measures, on a tenth of its pictures."""
+    quality, flat, patterns, colours = run(MEASURE, "--only", "autoencoder", "--share", 0.1).out.splitlines()
+    assert float(re.search(r"([\d.]+) dB PSNR on 50 pictures", quality)[1]) >= 31
+    assert float(re.search(r"within ([\d.]+) of 255", flat)[1]) <= 8
     assert int(re.search(r"(\d+)% of", patterns)[1]) >= 85
+    assert dict(re.findall(r"([a-z-]+) (\d+)%", colours)).keys() == EXAMPLES.keys()
 
 
-def test_seeds_differ_as_in_the_world_and_guidance_burns_no_colour():
-    """What `python -m tinyldm.lab.measure.report --only variety` measures, of 16 seeds."""
+def test_seeds_differ_as_in_the_world_and_guidance_burns_no_colour(tiny):
+    """What `--only variety` measures, of 16 seeds."""
     red_star = Picture((Thing("star", "red"),), "gray")
-    world = report.spread([np.asarray(draw(replace(red_star, seed=seed))) for seed in range(64)])
-    model, prompts = load_checkpoint(WEIGHTS), ["a photo of a red star on a gray background"] * 16
+    world = spread([np.asarray(draw(replace(red_star, seed=seed))) for seed in range(64)])
     for guidance in (1, 8):
-        pictures = [np.asarray(image) for image in generate(model, prompts, guidance=guidance)]
+        images = report.sampled(tiny, ["a photo of a red star on a gray background"] * 16, guidance=guidance)
+        pictures = [np.asarray(image) for image in images]
         assert all(colours_right(picture, ("red",)) for picture in pictures)
-        assert report.spread(pictures)["centre"] > 0.6 * world["centre"]
+        assert spread(pictures)["centre"] > 0.6 * world["centre"]
         if guidance == 1:
-            assert report.spread(pictures)["area"] > 0.5 * world["area"]
+            assert spread(pictures)["area"] > 0.5 * world["area"]
         assert np.mean([(picture == 0) | (picture == 255) for picture in pictures]) < 0.01
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Samples in two steps: enough to see what is printed."""
+    load = report.load_checkpoint
+
+    def load_short(path):
+        model = load(path)
+        model.defaults = replace(model.defaults, sampler_steps=2)
+        return model
+
+    monkeypatch.setattr(report, "load_checkpoint", load_short)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Red stars of the world, whatever the model is asked for."""
+
+    def sampled(model, prompts, vectors=None, guidance=None):
+        return [draw(Picture((Thing("star", "red"),), "gray", seed=seed)) for seed in range(len(prompts))]
+
+    monkeypatch.setattr(report, "sampled", sampled)
+
+
+@pytest.fixture
+def learned(monkeypatch):
+    """Words that nothing was learned for, and the pictures they were to be learned from."""
+    folders = []
+
+    def learn(pictures, weights, out, *options):
+        folders.append([Image.open(path).copy() for path in sorted(pictures.iterdir())])
+        out.mkdir()
+        save_embeddings(out / "embedding.safetensors", {"S*": torch.zeros(1, 128)})
+        return out / "embedding.safetensors"
+
+    monkeypatch.setattr(report, "learn", learn)
+    return folders
+
+
+def test_words_are_reported_beside_plain_words_and_examples_with_their_time(run, tmp_path, short, learned, monkeypatch):
+    thing = Thing("heart", "orange", "checkered", "black")
+    monkeypatch.setattr(command, "OBJECTS", [thing])
+    plain, word = run(MEASURE, "--only", "words", "--sheets", tmp_path).out.splitlines()
+    share = r"\d+%"
+    figures = f"colours {share}, shape {share}, background {share}, a sketch of S\\* {share}, two S\\*s {share}, "
+    assert re.fullmatch(rf"orange and black checkered heart, in plain words: {figures}a blue S\* {share}", plain)
+    assert re.fullmatch(rf"orange and black checkered heart, learned: {figures}a blue S\* {share}", word)
+    assert Image.open(tmp_path / "word-orange-and-black-checkered-heart.png").width > 64
+    assert [image.tobytes() for image in learned[0]] == [draw(p, 256).tobytes() for p in pictures_of(thing)]
+
+    monkeypatch.setattr(report, "EXAMPLES", {name: EXAMPLES[name] for name in ("striped-circle", "bolt")})
+    lines = run(MEASURE, "--only", "examples", "--sheets", tmp_path).out.splitlines()
+    for name, line in zip(report.EXAMPLES, lines, strict=True):
+        shape = "" if name == "bolt" else f"shape {share}, "
+        assert re.fullmatch(rf"{name}: colours {share}, {shape}background {share}, learned in \d+ s", line)
+    assert Image.open(tmp_path / "examples.png").width > 64
+
+
+def test_without_a_part_all_are_reported(run, drawn, learned, monkeypatch):
+    monkeypatch.setattr(command, "OBJECTS", [])
+    monkeypatch.setattr(report, "EXAMPLES", {})
+    monkeypatch.setattr(report, "PROMPTS", dict(list(report.PROMPTS.items())[4:5]))
+    lines = run(MEASURE, "--share", 0.02).out.splitlines()
+    assert [line.split(":")[0] for line in lines[:5]] == [*["autoencoder"] * 4, '"two {colour} {shape}s", 6 prompts']
+    own, decoded, samples, *of_guidance = lines[5:]
+    assert own.replace("the world's own", "samples") == samples != decoded.replace("decoded", "samples")
+    assert re.fullmatch(r"variety, samples: centre 0\.\d{3}, area 0\.\d{3}, shade 0\.\d{3}", samples)
+    assert len(of_guidance) == 2 * 5 and all(line.startswith("guidance ") for line in of_guidance)
+    assert re.fullmatch(r"guidance 1: colour right 100%, off by \d of 255, 0\.0% of values clipped", of_guidance[0])
+
+
+def test_guidance_is_that_of_the_prompts(tiny, judge, monkeypatch):
+    asked = []
+    monkeypatch.setattr(report, "ask", lambda *args, guidance: (asked.append(guidance), ({}, []))[1])
+    report.report_prompts(tiny, judge, 0.01, None, 1.5)
+    assert asked == [1.5] * 9
+
+
+def test_samples_are_eight_of_each_prompt(run, drawn, tmp_path):
+    outcome = run(MEASURE, "--samples", tmp_path / "samples.png")
+    assert outcome.status == 0 and outcome.out == ""
+    with Image.open(tmp_path / "samples.png") as new, Image.open(WEIGHTS / "samples.png") as committed:
+        assert new.size == committed.size
+
+
+# ---- train.py
+
+
+def test_what_train_refuses_is_said_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"train\.py: error: no such folder: .*nowhere"):
+        report.learn(tmp_path / "nowhere", WEIGHTS, tmp_path / "word")
+
+
+def test_a_bug_in_train_is_no_input_error(tmp_path, monkeypatch):
+    ended = subprocess.CompletedProcess([], 1, stderr="Traceback: a bug")
+    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(RuntimeError, match="Traceback: a bug"):
+        report.learn(tmp_path, WEIGHTS, tmp_path / "word")
+
+
+def test_without_the_scripts_it_says_that_the_project_is_needed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert "no train.py in" in run(MEASURE, "--only", "examples").error
+
+
+def test_pictures_of_another_size_are_not_the_worlds(run, monkeypatch, tiny):
+    tiny.defaults = replace(tiny.defaults, size=512)
+    monkeypatch.setattr(command, "load_checkpoint", lambda _: tiny)
+    assert "makes pictures of 512 pixels, expected 64" in run(MEASURE).error

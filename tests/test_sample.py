@@ -128,7 +128,7 @@ def test_an_embedding_no_prompt_uses_is_pointed_out(run, tmp_path):
 
 
 def test_the_tiny_checkpoint_obeys_a_prompt(run, tmp_path):
-    from tinyldm.lab.measure.evaluate import background_colour, colours_right
+    from tinyldm.lab.measure.colours import background_colour, colours_right
 
     assert run("sample.py", "--prompt", PROMPT, "--num", 8).status == 0
     pictures = [np.asarray(Image.open(tmp_path / "outputs" / "samples" / f"{i:04d}.png")) for i in range(8)]

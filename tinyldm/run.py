@@ -1,8 +1,11 @@
 """What a training run keeps in its folder: settings, losses, previews, the word, and all that --resume needs.
 
-embedding.safetensors, embedding-000100.safetensors, …    the word, now and after so many steps
-preview.png, previews/                                    pictures with the word as it is being learned
-loss.csv, settings.json, resume.safetensors
+    embedding.safetensors, embedding-000100.safetensors, …    the word, now and after so many steps
+    preview.png, previews/                                    pictures with the word as it is being learned
+    loss.csv, settings.json                                   what happened, and with which options
+    resume.safetensors                                        the vectors, the optimiser's moments, the generator
+
+A file is replaced whole or not at all; loss.csv grows by a line a step.
 """
 
 import csv

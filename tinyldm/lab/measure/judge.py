@@ -2,28 +2,30 @@
 
     python -m tinyldm.lab.measure.judge     train it, write weights/tiny/judge.safetensors, print how often it is right
 
-Colours and plain backgrounds need no judge, evaluate.py measures them; this one is for shapes and patterns,
-how many, where, how large, in which scene and style. It is code of the tests: nothing that learns ever sees it.
+Colours and plain backgrounds need no judge, colours.py measures them; this one is for shapes and patterns, how many,
+where, how large, in which scene and style. Nothing that learns ever sees it.
 """
 
-import argparse
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from tinyldm import InputError, cli
+from tinyldm.files import write_atomically
+from tinyldm.images import from_pixels
+from tinyldm.lab import TINY, file_to_write
 from tinyldm.lab.world.distribution import make_pictures
 from tinyldm.lab.world.drawing import STYLES
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.things import PATTERNS, PLACES, SHAPES, Picture
 
-WEIGHTS = Path(__file__).parents[3] / "weights" / "tiny" / "judge.safetensors"
+WEIGHTS = TINY / "judge.safetensors"
 SEED, HELD_OUT_SEED = 2_000_003, 3_000_017  # pictures that no other part of the project draws
 
 # One answer a question. A picture of one thing has it both left and right.
@@ -41,6 +43,7 @@ ANSWERS = {
 
 
 def truth(picture: Picture) -> dict[str, str]:
+    """The right answer to every question."""
     left, right = picture.things[0], picture.things[-1]
     return {
         "count": ("one", "two")[len(picture.things) - 1],
@@ -71,7 +74,7 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1, stride=stride)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(h + self.skip(x))
 
@@ -87,12 +90,12 @@ class Judge(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(24 * 8 * 8, 160), nn.ReLU(), nn.Dropout(0.1))
         self.heads = nn.ModuleDict({question: nn.Linear(160, len(ANSWERS[question])) for question in ANSWERS})
 
-    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         h = self.hidden(self.body(pictures))
         return {question: head(h) for question, head in self.heads.items()}
 
     @torch.no_grad()
-    def answers(self, pictures: torch.Tensor) -> list[dict[str, str]]:
+    def answers(self, pictures: Tensor) -> list[dict[str, str]]:
         """What is in each of the pictures (b, 3, 64, 64) in [-1, 1]."""
         chosen = {question: logits.argmax(dim=1).tolist() for question, logits in self(pictures).items()}
         return [
@@ -101,17 +104,15 @@ class Judge(nn.Module):
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
+    """The trained judge, frozen. Raises InputError if there is none."""
+    if not path.is_file():
+        raise InputError(f"no judge at {path}; it comes with the project, or: python -m tinyldm.lab.measure.judge")
     judge = Judge()
     judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return judge.eval().requires_grad_(False)
 
 
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """(b, h, w, 3) uint8 -> (b, 3, h, w) in [-1, 1]."""
-    return rearrange(torch.from_numpy(pixels), "b h w c -> b c h w").float() / 127.5 - 1
-
-
-def softened(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def softened(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Half of them slightly blurred, and all a little noisy, as generated pictures are."""
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     share = torch.rand((len(pictures), 1, 1, 1), generator=generator) * torch.randint(
@@ -137,13 +138,13 @@ def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
     }
     judge = Judge().to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.02)
-    generator, draw = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     bar = tqdm(range(steps), desc="judge")
     for step in bar:
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rows = draw.integers(count, size=batch)
+        rows = rng.integers(count, size=batch)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = judge(softened(to_tensor(pixels[rows]), generator))
+            logits = judge(softened(from_pixels(torch.from_numpy(pixels[rows])), generator))
         loss = sum(F.cross_entropy(logits[question].float(), labels[question][rows]) for question in ANSWERS)
         loss.backward()
         optimizer.step()
@@ -152,14 +153,14 @@ def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
     return judge.eval()
 
 
-def right(judge: Judge, count: int = 3000) -> dict[str, float]:
+def shares_right(judge: Judge, count: int = 3000) -> dict[str, float]:
     """How often each question is answered rightly, on pictures that it never saw. Shape and pattern: on photos of one
     thing that is not small, as prompts ask for."""
     pixels, pictures = make_pictures(count, HELD_OUT_SEED, workers=1)
     said = [
         answer
         for rows in np.array_split(np.arange(count), count // 100)
-        for answer in judge.answers(to_tensor(pixels[rows]))
+        for answer in judge.answers(from_pixels(torch.from_numpy(pixels[rows])))
     ]
     shares = {}
     for question in ANSWERS:
@@ -179,17 +180,20 @@ def is_plain_photo(picture: Picture) -> bool:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=3000)
-    options = parser.parse_args()
+def main(arguments: list[str]) -> None:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--pictures", type=cli.whole_number(100, 1_000_000), default=40_000, metavar="N", help="to draw (%(default)s)")
+    add("--steps", type=cli.whole_number(1), default=3000, metavar="N", help="of training (%(default)s)")
+    add("--out", type=file_to_write, default=str(WEIGHTS), metavar="FILE", help="default: %(default)s")
+    options = parser.parse_args(arguments)
     judge = train(options.pictures, options.steps)
     state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, WEIGHTS)
-    for question, share in right(load_judge()).items():
+    with write_atomically(options.out) as temporary:
+        save_file({k: v.contiguous() for k, v in state.items()}, temporary)
+    for question, share in shares_right(load_judge(options.out)).items():
         print(f"{question}: {share:.1%} right on pictures it never saw")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

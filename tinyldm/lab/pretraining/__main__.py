@@ -5,11 +5,10 @@
     python -m tinyldm.lab.pretraining --minutes 9           stop after 9 minutes; the same command goes on from there
     python -m tinyldm.lab.pretraining --losses losses.png   only draw the losses so far (needs matplotlib)
 
-Everything a stage needs to go on lies in runs/tiny/<stage>/, in files of at most 16 MB, besides its losses (loss.csv)
-and sample sheets. The same seed gives the same pictures, captions, timesteps and noise, step by step.
+Everything a stage needs to go on lies in runs/tiny/<stage>/, besides its losses (loss.csv) and sample sheets. The same
+seed gives the same pictures, captions, timesteps and noise, step by step.
 """
 
-import argparse
 import math
 import time
 from dataclasses import replace
@@ -18,64 +17,65 @@ from pathlib import Path
 import torch
 
 from tinyldm import InputError, cli
-from tinyldm.lab.pretraining import contrastive
-from tinyldm.lab.pretraining.loop import is_finished, plot_losses
-from tinyldm.lab.pretraining.stages import RECIPES, export, train_autoencoder, train_decoder, train_diffusion
+from tinyldm.lab import ROOT, TINY, file_to_write
+from tinyldm.lab.pretraining.contrastive import export_clip
+from tinyldm.lab.pretraining.loop import Job, plot_losses, saved_step
+from tinyldm.lab.pretraining.stages import STAGES, export
 from tinyldm.lab.world.distribution import make_pictures
 
 
-def draw_losses(out: Path, file: Path) -> None:
-    folders = [out / stage for stage in RECIPES if (out / stage / "loss.csv").exists()]
-    if not folders:
-        raise InputError(f"{out}: found no stage's loss.csv, expected what pretraining writes; train first")
-    try:
-        plot_losses(folders, file)
-    except ImportError:
-        raise InputError('matplotlib is not installed, which draws the losses; type pip install -e ".[plot]"') from None
+def main(arguments: list[str]) -> None:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, default=ROOT / "runs" / "tiny", metavar="DIR", help="states, losses, sheets (%(default)s)")
+    add("--weights", type=Path, default=TINY, metavar="DIR", help="the checkpoint to write (%(default)s)")
+    add("--stage", choices=["all", *STAGES, "export"], default="all")
+    # Eight, because so many are on the sheets.
+    add(
+        "--pictures",
+        type=cli.whole_number(8, 1_000_000),
+        metavar="N",
+        help="to draw (default: as many as the recipe says)",
+    )
+    add("--steps", type=cli.whole_number(1), metavar="N", help="of the stage (default: the recipe's)")
+    add("--minutes", type=cli.positive, default=math.inf, metavar="N", help="stop by then; run again to go on")
+    add("--seed", type=cli.whole_number(0, 2**63 - 1), default=0, metavar="N")
+    add("--device", choices=["cpu", "cuda", "mps"], default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--losses", type=file_to_write, metavar="FILE", help="only draw the losses of all stages so far")
+    options = parser.parse_args(arguments)
+    stop_at = time.monotonic() + 60 * options.minutes
+    device = cli.choose_device(options.device)
 
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="states, losses and sheets (%(default)s)")
-    parser.add_argument("--weights", type=Path, default=Path("weights/tiny"), help="the checkpoint (%(default)s)")
-    parser.add_argument("--stage", choices=["all", *RECIPES, "export"], default="all")
-    parser.add_argument("--pictures", type=int, help="training pictures to draw; default: the stage's recipe's")
-    parser.add_argument("--steps", type=int, help="of the stage; default: the recipe's")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then; run again to go on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--losses", type=Path, metavar="FILE", help="only draw the losses of all stages so far")
-    args = parser.parse_args(argv)
-
-    if args.losses:
-        draw_losses(args.out, args.losses)
+    if options.losses:
+        draw_losses(options.out, options.losses)
         return
-    stop_at = time.monotonic() + 60 * args.minutes
-    recipes = {
-        stage: replace(recipe, steps=args.steps or recipe.steps, pictures=args.pictures or recipe.pictures)
-        for stage, recipe in RECIPES.items()
-        if args.stage in ("all", stage)
-    }
-    recipes = {stage: recipe for stage, recipe in recipes.items() if not is_finished(args.out / stage, recipe)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.stage in ("all", "export"):
+        options.weights.mkdir(parents=True, exist_ok=True)  # before the hours of training, not after them
+    recipes = {}
+    for stage, (recipe, _) in STAGES.items():
+        recipe = replace(recipe, steps=options.steps or recipe.steps, pictures=options.pictures or recipe.pictures)
+        if options.stage in ("all", stage) and saved_step(options.out / stage) < recipe.steps:
+            recipes[stage] = recipe
     if recipes:
         most = max(recipe.pictures for recipe in recipes.values())
-        array, all_pictures = make_pictures(most, args.seed, workers=torch.get_num_threads())
+        pixels, pictures = make_pictures(most, options.seed, workers=torch.get_num_threads())
     for stage, recipe in recipes.items():
-        pixels, pictures = torch.from_numpy(array[: recipe.pictures]), all_pictures[: recipe.pictures]
-        if stage == "autoencoder":
-            done = train_autoencoder(args.out, pixels, recipe, args.seed, args.device, stop_at)
-        elif stage == "diffusion":
-            done = train_diffusion(args.out, pixels, pictures, recipe, args.seed, args.device, stop_at)
-        elif stage == "decoder":
-            done = train_decoder(args.out, pixels, pictures, recipe, args.seed, args.device, stop_at)
-        else:
-            done = contrastive.train_clip(args.out, stage, pixels, pictures, recipe, args.seed, args.device, stop_at)
-        if not done:
+        some = (torch.from_numpy(pixels[: recipe.pictures]), pictures[: recipe.pictures])
+        _, train = STAGES[stage]
+        if not train(Job(options.out, stage, recipe, *some, options.seed, device, stop_at)):
             print(f"stopped before the end of stage {stage}; the same command goes on from here")
             return
-    if args.stage in ("all", "export"):
-        export(args.out, args.weights)
-        contrastive.export_clip(args.out, args.weights)
+    if options.stage in ("all", "export"):
+        export(options.out, options.weights)
+        export_clip(options.out, options.weights)
+
+
+def draw_losses(out: Path, file: Path) -> None:
+    folders = [out / stage for stage in STAGES if (out / stage / "loss.csv").exists()]
+    if not folders:
+        raise InputError(f"{out}: found no stage's loss.csv, expected what pretraining writes; train first")
+    plot_losses(folders, file)
 
 
 if __name__ == "__main__":

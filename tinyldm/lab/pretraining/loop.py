@@ -2,9 +2,7 @@
 
 import contextlib
 import csv
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
-from safetensors.torch import load_file, save_file
-from torch import nn
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
@@ -22,9 +21,10 @@ from tinyldm import InputError
 from tinyldm.files import write_atomically
 from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab.pretraining.muon import Muon
+from tinyldm.lab.world.things import Picture
 
 EMA_DECAY = 0.999
-MAX_FILE_BYTES = 16_000_000
+STATE = "state.safetensors"  # in the folder of every stage
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,31 @@ class Recipe:
     warmup: int = 200
     weight_decay: float = 0.01
     restart: int = 0  # a step; 0 is none
+    beginning_of: int = 0  # so many steps, of which these are the first and have the rates; 0: it is no beginning
 
     def lr_at(self, step: int) -> float:
-        end = self.restart if step < self.restart < self.steps else self.steps
+        steps = self.beginning_of or self.steps
+        end = self.restart if step < self.restart < steps else steps
         progress = min(step / end, 1.0)
         return self.lr * min((step + 1) / self.warmup, 1.0) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage's work."""
+
+    out: Path  # the folder of the whole pretraining,
+    stage: str  # and the name of the stage, whose own folder in it keeps everything to go on from
+    recipe: Recipe
+    pixels: Tensor  # (n, 64, 64, 3) uint8, of
+    pictures: list[Picture]  # these n
+    seed: int
+    device: str
+    stop_at: float = math.inf  # by time.monotonic()
+
+    @property
+    def stage_folder(self) -> Path:
+        return self.out / self.stage
 
 
 class Training:
@@ -68,12 +88,12 @@ class Training:
         ]
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "state").exists():
+        if (folder / STATE).exists():
             self.resume()
 
     def run(
         self,
-        loss_of: Callable[[np.random.Generator, torch.Generator], dict[str, torch.Tensor]],
+        loss_of: Callable[[np.random.Generator, torch.Generator], dict[str, Tensor]],
         sheet: Callable[[], None],
         stop_at: float,
         save_every: int = 250,
@@ -107,15 +127,15 @@ class Training:
             self.save()
         return self.step >= self.recipe.steps
 
-    def update(self, loss_of: Callable) -> dict[str, torch.Tensor]:
+    def update(self, loss_of: Callable) -> dict[str, Tensor]:
         # Every step has generators of its own, so a resumed run draws what an uninterrupted one would have drawn.
-        draw = np.random.default_rng([self.seed, self.step])
-        noise = torch.Generator().manual_seed(int(draw.integers(2**62)))
+        rng = np.random.default_rng([self.seed, self.step])
+        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
         with sdpa_kernel([SDPBackend.MATH]) if self.device == "cpu" else contextlib.nullcontext():
             # On two cores and 64 positions the plain kernel is a third faster than the fused one.
-            losses = loss_of(draw, noise)
+            losses = loss_of(rng, noise)
             losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for optimizer in self.optimizers:
@@ -137,38 +157,38 @@ class Training:
         self.load(last)
         self.model.train()
 
-    def load(self, weights: dict[str, torch.Tensor]) -> None:
+    def load(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(weights[name])
 
     def save(self) -> None:
-        """All state in 16-bit shards of at most 16 MB: three numbers a parameter, four where Adam trains it."""
-        new, current = self.folder / "state.new", self.folder / "state"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+        """All state in 16-bit numbers: three a parameter, four where Adam trains it."""
         states = self.optimizers[0].state | self.optimizers[1].state
         moments = {name: states[p] for name, p in self.parameters.items() if p in states}
         sections = {
-            "weights": {k: p.detach().half() for k, p in self.parameters.items()},
-            "average": {k: v.half() for k, v in self.ema.items()},
+            "weights": {name: p.detach().half() for name, p in self.parameters.items()},
+            "average": {name: average.half() for name, average in self.ema.items()},
             # The second moments of unused rows are tiny: bfloat16 keeps their exponents where float16 would not.
-            "moment1": {k: m["exp_avg"].bfloat16() for k, m in moments.items()},
-            "moment2": {k: m["exp_avg_sq"].bfloat16() for k, m in moments.items() if "exp_avg_sq" in m},
+            "moment1": {name: m["exp_avg"].bfloat16() for name, m in moments.items()},
+            "moment2": {name: m["exp_avg_sq"].bfloat16() for name, m in moments.items() if "exp_avg_sq" in m},
         }
-        for section, tensors in sections.items():
-            for i, shard in enumerate(shards(tensors)):
-                save_file({k: v.cpu().contiguous() for k, v in shard.items()}, new / f"{section}-{i}.safetensors")
-        (new / "state.json").write_text(json.dumps({"step": self.step, "seed": self.seed}))
-        if current.exists():
-            current.rename(self.folder / "state.old")
-        new.rename(current)
-        shutil.rmtree(self.folder / "state.old", ignore_errors=True)
+        tensors = {
+            f"{section}/{name}": tensor.cpu().contiguous()
+            for section, of_names in sections.items()
+            for name, tensor in of_names.items()
+        }
+        with write_atomically(self.folder / STATE) as temporary:  # one file: never half of the old, half of the new
+            save_file(tensors, temporary, metadata={"step": str(self.step)})
+
+    def save_sheet(self, rows: list[list[Image.Image]], labels: list[str]) -> None:
+        """What the stage makes by now, a row a label, as step-….png in its folder."""
+        save_image(contact_sheet(rows, labels=labels, tile=64), self.folder / f"step-{self.step:06d}.png")
 
     def resume(self) -> None:
         weights, average = load_section(self.folder, "weights"), load_section(self.folder, "average")
         moment1, moment2 = load_section(self.folder, "moment1"), load_section(self.folder, "moment2")
-        self.step = json.loads((self.folder / "state" / "state.json").read_text())["step"]
+        self.step = saved_step(self.folder)
         self.load(weights)
         muon, adam = (optimizer.state for optimizer in self.optimizers)
         for name, p in self.parameters.items():
@@ -180,51 +200,47 @@ class Training:
                 adam[p]["exp_avg_sq"] = torch.empty_like(p).copy_(moment2[name])
 
 
-def shards(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Split into dictionaries of at most MAX_FILE_BYTES each."""
-    parts, room = [{}], MAX_FILE_BYTES
-    for name, tensor in tensors.items():
-        if tensor.nbytes > room:
-            parts.append({})
-            room = MAX_FILE_BYTES
-        parts[-1][name] = tensor
-        room -= tensor.nbytes
-    return parts
+def load_section(folder: Path, section: str) -> dict[str, Tensor]:
+    """{parameter's name: tensor} of a stage's weights, average, moment1 or moment2, in 16 bits as they were saved.
+
+    Raises InputError if the stage was not begun, or its file is broken.
+    """
+    with opened_state(folder) as file:
+        names = [name for name in file.keys() if name.startswith(f"{section}/")]  # noqa: SIM118
+        return {name.removeprefix(f"{section}/"): file.get_tensor(name) for name in names}
 
 
-def is_finished(folder: Path, recipe: Recipe) -> bool:
-    state = folder / "state" / "state.json"
-    return state.exists() and json.loads(state.read_text())["step"] >= recipe.steps
+def saved_step(folder: Path) -> int:
+    """How many steps a stage has done by its last save; 0 if it was not begun."""
+    if not (folder / STATE).exists():
+        return 0
+    with opened_state(folder) as file:
+        return int(file.metadata()["step"])
 
 
-def load_section(folder: Path, section: str) -> dict[str, torch.Tensor]:
-    if not (folder / "state").exists():
+def opened_state(folder: Path) -> safe_open:
+    if not (folder / STATE).exists():
         raise InputError(f"{folder} holds no state, expected that of a stage; run it first: --stage {folder.name}")
-    tensors = {}
-    for file in sorted((folder / "state").glob(f"{section}-*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
+    try:
+        return safe_open(folder / STATE, "pt")
+    except SafetensorError as error:
+        raise InputError(f"{folder / STATE} is broken ({error}); delete {folder} and run the stage again") from error
 
 
 def autocast(device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16)
 
 
-def batch_of(pixels: torch.Tensor, rows: np.ndarray, device: str) -> torch.Tensor:
-    """(n, h, w, 3) uint8 -> (b, 3, h, w) in [-1, 1], in the memory order in which convolutions are fastest."""
-    pictures = rearrange(pixels[torch.from_numpy(rows)], "b h w c -> b c h w")
-    return pictures.to(device).float() / 127.5 - 1
-
-
-def save_sheet(training: Training, rows: list, labels: list[str]) -> None:
-    save_image(contact_sheet(rows, labels=labels, tile=64), training.folder / f"step-{training.step:06d}.png")
-
-
 def plot_losses(folders: list[Path], file: Path) -> None:
-    """A picture of the losses of these stages, a panel each. Raises ImportError if matplotlib is not installed."""
-    from matplotlib.figure import Figure  # only this needs it
+    """A picture of the losses of these stages, a panel each. Raises InputError if it can't be drawn."""
+    try:
+        from matplotlib.figure import Figure  # only this needs it
+    except ImportError:
+        raise InputError('matplotlib is not installed, which draws the losses; type pip install -e ".[plot]"') from None
 
     figure = Figure(figsize=(4 * len(folders), 3), layout="constrained")
+    if file.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"losses can't be drawn as {file}, expected the name of a picture; try {file.stem}.png")
     for axes, folder in zip(figure.subplots(1, len(folders), squeeze=False)[0], folders, strict=True):
         with open(folder / "loss.csv", newline="") as rows:
             points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(rows)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Coefficients of Jordan's quintic: steep at 0, so that five rounds bring any singular value into about 0.7 to 1.2.
 LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315
@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.sub_(direction.reshape(p.shape), alpha=group["lr"] * 0.2 * max(m, n) ** 0.5)
 
-    def with_momentum(self, p: nn.Parameter, momentum: float) -> torch.Tensor:
+    def with_momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
         """The gradient's moving average, brought up to date, and Nesterov's step ahead of it: (m, n)."""
         if "exp_avg" not in self.state[p]:
             self.state[p]["exp_avg"] = torch.zeros_like(p)
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(average, momentum).flatten(1)
 
 
-def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonalized(matrices: Tensor) -> Tensor:
     """(k, m, n) -> about U V^T of each one's singular values U S V^T, by the Newton-Schulz iteration in bfloat16."""
     is_tall = matrices.shape[1] > matrices.shape[2]
     wide = (matrices.mT if is_tall else matrices).bfloat16()

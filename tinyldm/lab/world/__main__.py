@@ -5,17 +5,19 @@ python -m tinyldm.lab.world --out pictures --count 100 --seed 0    pictures and 
 python -m tinyldm.lab.world --examples examples                    folders of things never seen in training
 """
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from tinyldm.images import contact_sheet
+from tinyldm import InputError, cli
+from tinyldm.images import contact_sheet, save_image
+from tinyldm.lab import file_to_write
 from tinyldm.lab.world.captions import caption
-from tinyldm.lab.world.distribution import EXAMPLES, make_pictures, pictures_of, stands_out
+from tinyldm.lab.world.distribution import EXAMPLES, make_picture, pictures_of, stands_out
 from tinyldm.lab.world.drawing import HELD_OUT_STYLES, SIZE, STYLES, draw
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.things import (
@@ -67,9 +69,7 @@ def everything() -> Image.Image:
 
 def write_examples(folder: Path, size: int = 256) -> None:
     """Five pictures each of unseen combinations, of an unseen shape, and of five things in an unseen style."""
-    series = {}
-    for name, thing in EXAMPLES.items():
-        series[name] = pictures_of(thing)
+    series = {name: pictures_of(thing) for name, thing in EXAMPLES.items()}
     star, heart = Thing("star", "red"), Thing("heart", "pink")
     things = (noun_thing("kite"), star, noun_thing("donut"), heart, noun_thing("turtle"))
     series["blueprint"] = [Picture((thing,), "blue", "blueprint", seed=i) for i, thing in enumerate(things)]
@@ -82,33 +82,34 @@ def write_examples(folder: Path, size: int = 256) -> None:
 def write_pictures(folder: Path, count: int, seed: int, size: int) -> None:
     """00000.png, 00001.png, … and captions.jsonl: file, caption and the whole truth about each."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels, pictures = make_pictures(count, seed, size)
     with open(folder / "captions.jsonl", "w", encoding="utf-8") as lines:
-        for i, (image, picture) in enumerate(zip(pixels, pictures, strict=True)):
+        for i in tqdm(range(count), desc="drawing", disable=count < 1000):
+            pixels, picture = make_picture(i, seed, size)
             file = f"{i:05}.png"
-            Image.fromarray(image).save(folder / file)
+            Image.fromarray(pixels).save(folder / file)
             said = caption(picture, np.random.default_rng([seed, i, 1]))
             lines.write(json.dumps({"file": file, "caption": said, **dataclasses.asdict(picture)}) + "\n")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write training pictures and captions.jsonl here")
-    parser.add_argument("--count", type=int, default=100, help="how many (default 100)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=SIZE, help=f"side of the pictures of --out (default {SIZE})")
-    parser.add_argument("--examples", type=Path, metavar="DIR", help="write the example folders here")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw everything there is on one sheet")
-    args = parser.parse_args(argv)
-    if not (args.out or args.examples or args.sheet):
-        parser.error("nothing to do: give --out, --examples or --sheet")
-    if args.out:
-        write_pictures(args.out, args.count, args.seed, args.size)
-    if args.examples:
-        write_examples(args.examples)
-    if args.sheet:
-        everything().save(args.sheet)
+def main(arguments: list[str]) -> None:
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="write training pictures and captions.jsonl here")
+    add("--count", type=cli.whole_number(1), default=100, metavar="N", help="how many (%(default)s)")
+    add("--seed", type=cli.whole_number(0), default=0, metavar="N", help="same seed, same pictures (%(default)s)")
+    add("--size", type=cli.whole_number(1, 4096), default=SIZE, metavar="PIXELS", help="their side (%(default)s)")
+    add("--examples", type=Path, metavar="DIR", help="write the example folders here")
+    add("--sheet", type=file_to_write, metavar="FILE", help="draw everything there is on one sheet, a PNG")
+    options = parser.parse_args(arguments)
+    if not (options.out or options.examples or options.sheet):
+        raise InputError("nothing to do, expected a folder or a file to write; give --out, --examples or --sheet")
+    if options.out:
+        write_pictures(options.out, options.count, options.seed, options.size)
+    if options.examples:
+        write_examples(options.examples)
+    if options.sheet:
+        save_image(everything(), options.sheet)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

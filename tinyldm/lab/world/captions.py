@@ -7,6 +7,7 @@ style needs an entry in MEDIUMS, and one in WITHOUT_BACKGROUND if it draws none.
 import re
 
 import numpy as np
+from torch import Tensor
 
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.things import VIEWS, Picture, Thing, choice
@@ -48,6 +49,7 @@ SHEET_PROMPTS = [  # to look at while training
 
 
 def plural(noun: str) -> str:
+    """Of the last word of a name: "red cross" becomes "red crosses"."""
     if re.search("[^aeiou]y$", noun):
         return noun[:-1] + "ies"
     return noun + ("es" if re.search("(s|x|sh|ch)$", noun) else "s")
@@ -58,7 +60,7 @@ def with_articles(text: str) -> str:
     return re.sub(r"\ba (?=[aeiou]|hour)", "an ", text)
 
 
-def name(thing: Thing, size: bool = True) -> str:
+def name_of(thing: Thing, size: bool = True) -> str:
     """Such as "small red and white striped star" or "blue lemon"."""
     words = [thing.size] if size and thing.size != "medium" else []
     if thing.noun:
@@ -70,12 +72,12 @@ def name(thing: Thing, size: bool = True) -> str:
 def subject(picture: Picture, article: str = "a", adjective: str | None = None) -> str:
     """What is in the picture: "a red star", "two cool lemons", "the small egg next to a blue circle"."""
     first, *rest = picture.things
-    words = name(first, size=first.size != adjective)
+    words = name_of(first, size=first.size != adjective)
     if rest and rest[0] == first:
         article = "two" if article == "a" else f"{article} two"
         words = plural(words)
     words = " ".join([article, *([adjective] if adjective else []), words])
-    return f"{words} next to a {name(rest[0])}" if rest and rest[0] != first else words
+    return f"{words} next to a {name_of(rest[0])}" if rest and rest[0] != first else words
 
 
 def whereabouts(picture: Picture, rng: np.random.Generator) -> tuple[str, str]:
@@ -98,6 +100,7 @@ def is_true(template: str, picture: Picture) -> bool:
 
 
 def fill_object(template: str, picture: Picture) -> str:
+    """One of OBJECT_TEMPLATES, with what is in the picture, and still "a orange star"."""
     before, article, adjective = re.fullmatch(r"(.*) (a|the|my|one)(?: (\w+))? \{\}", template).groups()
     return f"{before} {subject(picture, article, adjective)}"
 
@@ -107,12 +110,12 @@ def caption(picture: Picture, rng: np.random.Generator) -> str:
     place, background = whereabouts(picture, rng)
     templates = OBJECT_TEMPLATES if picture.style == "photo" else STYLE_TEMPLATES
     template = choice(rng, [template for template in templates if is_true(template, picture)])
-    kind, style = rng.random(), ""
+    wording, style = rng.random(), ""
     if picture.style == "photo":
-        text = subject(picture) if kind < 0.1 and not picture.view else fill_object(template, picture)
-    elif kind < 0.25:
+        text = subject(picture) if wording < 0.1 and not picture.view else fill_object(template, picture)
+    elif wording < 0.25:
         return with_articles(template.format(picture.style))
-    elif kind < 0.75:
+    elif wording < 0.75:
         text = f"{medium(picture)} of {subject(picture)}"
     else:
         what, style = template.removesuffix(" in the style of {}"), f" in the style of {picture.style}"
@@ -134,3 +137,8 @@ def make_tokenizer(pictures: list[Picture], seed: int) -> Tokenizer:
     rng = np.random.default_rng([seed, 1])
     captions = [caption(picture, rng) for picture in pictures[:20_000]]
     return Tokenizer(learn_merges(captions, count=2000), length=TEXT_LENGTH)
+
+
+def trimmed(ids: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Without the padding that all have in common: a causal tower reads the ends just the same, and sooner."""
+    return ids[:, : int((ids != tokenizer.end).sum(dim=1).max()) + 1]

@@ -1,4 +1,4 @@
-"""How often training sees what of the world, and what it never sees.
+"""What is drawn how often, and what training never sees.
 
 What there is stands in things.py and scenes.py, how it looks in drawing.py, how it is said in captions.py; each says
 how to add to it.
@@ -48,6 +48,7 @@ HELD_OUT_COMBINATIONS = (
 
 
 def is_held_out(thing: Thing) -> bool:
+    """Whether training never sees this combination, whatever its size."""
     look = (thing.shape, {thing.colour, thing.colour2}, thing.pattern)
     return any(look == (shape, {colour, colour2}, pattern) for shape, colour, pattern, colour2 in HELD_OUT_COMBINATIONS)
 
@@ -87,12 +88,12 @@ def random_background(rng: np.random.Generator, things: tuple[Thing, ...]) -> st
 
 def random_picture(rng: np.random.Generator) -> Picture:
     """One draw of the training distribution; never a held-out combination, shape or style."""
-    kind = rng.random()
+    number = rng.random()  # below 0.72: of one thing; below 0.86: of two equal ones; else of two different ones
     style = "photo" if rng.random() < 0.7 else choice(rng, STYLES, ["photo"])
     place, view = None, None
-    if kind < 0.72:
-        kind_of_view = int(rng.random() / 0.04)
-        view = VIEWS[kind_of_view] if kind_of_view < len(VIEWS) else None
+    if number < 0.72:
+        which_view = int(rng.random() / 0.04)  # each of the views in 4% of the pictures, mostly none
+        view = VIEWS[which_view] if which_view < len(VIEWS) else None
         things = (random_thing(rng, ("medium",) if view in ("close-up", "cropped") else ("small", "large")),)
         if view in (None, "dark", "bright") and things[0].size != "large" and rng.random() < 0.32:
             place = choice(rng, PLACES)
@@ -100,7 +101,7 @@ def random_picture(rng: np.random.Generator) -> Picture:
         view = choice(rng, ("dark", "bright")) if rng.random() < 0.08 else None
         first = random_thing(rng, ("small",))
         things = (first, first)
-        while kind >= 0.86 and things[0] == things[1]:
+        while number >= 0.86 and things[0] == things[1]:
             things = (first, random_thing(rng, ("small",)))
     return Picture(things, random_background(rng, things), style, place, view, int(rng.integers(2**31)))
 
@@ -109,12 +110,16 @@ def random_picture(rng: np.random.Generator) -> Picture:
 
 
 def make_picture(index: int, seed: int, size: int) -> tuple[np.ndarray, Picture]:
+    """One of make_pictures: (size, size, 3) uint8, and what it shows."""
     picture = random_picture(np.random.default_rng([seed, index]))
     return np.asarray(draw(picture, size)), picture
 
 
 def make_pictures(count: int, seed: int, size: int = SIZE, workers: int = 1) -> tuple[np.ndarray, list[Picture]]:
-    """Training pictures, (count, size, size, 3) uint8, and what they show; the i-th depends on (seed, i) only."""
+    """Training pictures, (count, size, size, 3) uint8, and what they show; the i-th depends on (seed, i) only.
+
+    workers: how many processes draw.
+    """
     pixels, pictures = np.empty((count, size, size, 3), np.uint8), []
     make = partial(make_picture, seed=seed, size=size)
     pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else None

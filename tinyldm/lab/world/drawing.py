@@ -49,6 +49,7 @@ def arrange(picture: Picture, rng: np.random.Generator) -> list[Spot]:
 
 
 def shape_mask(thing: Thing, spot: Spot, width: int) -> Image.Image:
+    """White where the thing is, black elsewhere: width x width, of mode L."""
     mask = Image.new("L", (width, width))
     pen = ImageDraw.Draw(mask)
     for i, outline in enumerate(OUTLINES[thing.shape]):
@@ -79,6 +80,7 @@ def trace(pen: ImageDraw.ImageDraw, points: list[tuple[float, float]], fill, wid
 
 
 def paint(canvas: Image.Image, thing: Thing, spot: Spot, colour: tuple, colour2: tuple | None) -> None:
+    """The thing as an area of its one or two colours."""
     width = canvas.width
     layer = Image.new("RGB", canvas.size, colour)
     pen = ImageDraw.Draw(layer)
@@ -92,6 +94,7 @@ def paint(canvas: Image.Image, thing: Thing, spot: Spot, colour: tuple, colour2:
 
 
 def rim(spot: Spot) -> float:
+    """How wide the rim of a rimmed thing is, in picture widths."""
     return 0.016 + 0.12 * spot.radius
 
 
@@ -149,6 +152,7 @@ def photo(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generat
 
 
 def line_art(picture: Picture, spots: list[Spot], canvas: Image.Image, **colours) -> Image.Image:
+    """All things as line drawings on the canvas, which becomes the picture."""
     for thing, spot in zip(picture.things, spots, strict=True):
         ink(canvas, thing, spot, **colours)
     return canvas.reduce(OVERSAMPLE)
@@ -163,6 +167,7 @@ def sketch(picture: Picture, spots: list[Spot], size: int, rng: np.random.Genera
 
 
 def pencil(colour: str) -> tuple[int, int, int]:
+    """The gray of a sketch for this colour."""
     return (int(246 - 0.35 * (246 - np.mean(COLOURS[colour]))),) * 3
 
 
@@ -214,6 +219,7 @@ def neon(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generato
 
 
 def tube(colour: str) -> tuple[int, ...]:
+    """The colour of a glowing tube: never quite dark."""
     return tuple(max(50, c) for c in COLOURS[colour])
 
 
@@ -246,11 +252,13 @@ def grid(side: int) -> np.ndarray:
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+    """Random values in [0, 1] at cells x cells points, and smoothly between them: (size, size)."""
     coarse = Image.fromarray((rng.random((cells, cells)) * 255).astype(np.uint8))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)) / 255
 
 
 def to_image(array: np.ndarray) -> Image.Image:
+    """(h, w, 3) of 0 to 255, rounded; what is outside is clamped."""
     return Image.fromarray(np.clip(array + 0.5, 0, 255).astype(np.uint8))
 
 
@@ -266,7 +274,7 @@ HELD_OUT_STYLES = {"blueprint": blueprint, "stained glass": stained_glass}
 
 
 def draw(picture: Picture, size: int = SIZE) -> Image.Image:
-    """All that is random comes from picture.seed."""
+    """An image of size x size pixels. All that is random in it comes from picture.seed."""
     rng = np.random.default_rng(picture.seed)
     spots = arrange(picture, rng)
     image = (STYLES | HELD_OUT_STYLES)[picture.style](picture, spots, size, rng)

@@ -34,10 +34,12 @@ def nearest_colour(rgb) -> np.ndarray:
 
 
 def corners(text: str) -> np.ndarray:
+    """'x,y x,y …' -> (n, 2)."""
     return np.array([[float(number) for number in point.split(",")] for point in text.split()])
 
 
 def moved(points: np.ndarray, x: float, y: float) -> np.ndarray:
+    """(n, 2), all shifted by (x, y)."""
     return points + np.array((x, y))
 
 
@@ -54,6 +56,7 @@ def around(radii: np.ndarray) -> np.ndarray:
 
 
 def heart() -> np.ndarray:
+    """The well-known curve of cosines, (49, 2)."""
     t = np.linspace(0, 2 * np.pi, 49)
     y = (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16
     return np.stack([np.sin(t) ** 3, -y - 0.1], axis=1)

@@ -1,14 +1,11 @@
-"""The world is rich, its distribution is as stated, what is held out is never drawn, and the command writes it all."""
+"""The world is rich, its distribution is as stated, and what is held out is never drawn."""
 
-import json
 from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tinyldm.lab.world import distribution as world
-from tinyldm.lab.world.__main__ import main
+from tinyldm.lab.world import distribution
 from tinyldm.lab.world.drawing import HELD_OUT_STYLES, STYLES, draw
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.things import (
@@ -27,13 +24,13 @@ from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
-    return [world.random_picture(np.random.default_rng([7, i])) for i in range(4000)]
+    return [distribution.random_picture(np.random.default_rng([7, i])) for i in range(4000)]
 
 
 def test_the_world_is_rich_enough():
     assert len(COLOURS) >= 12 and len(SHAPES) >= 12 and len(PATTERNS) >= 5 and len(NOUNS) >= 24 and len(SCENES) >= 5
     assert len(STYLES) >= 6 and len(HELD_OUT_STYLES) >= 2 and len(HELD_OUT_SHAPES) >= 3
-    assert len(world.HELD_OUT_COMBINATIONS) >= 8
+    assert len(distribution.HELD_OUT_COMBINATIONS) >= 8
     assert len(OBJECT_TEMPLATES) == 27 and len(STYLE_TEMPLATES) == 19
 
 
@@ -43,19 +40,19 @@ def test_nouns_have_looks_and_words_of_their_own():
     for name, noun in NOUNS.items():
         assert noun.shape in SHAPES or noun.shape == name
         assert noun.colour in COLOURS and (noun.pattern is None) == (noun.colour2 is None)
-        assert not world.is_held_out(noun_thing(name))
+        assert not distribution.is_held_out(noun_thing(name))
 
 
 def test_the_same_seed_makes_the_same_pictures():
-    first, shown = world.make_pictures(6, seed=3)
-    more, _ = world.make_pictures(9, seed=3)
+    first, shown = distribution.make_pictures(6, seed=3)
+    more, _ = distribution.make_pictures(9, seed=3)
     assert first.shape == (6, 64, 64, 3) and first.dtype == np.uint8
     assert np.array_equal(first, more[:6]) and np.array_equal(first[4], draw(shown[4]))
-    assert not np.array_equal(first, world.make_pictures(6, seed=4)[0])
+    assert not np.array_equal(first, distribution.make_pictures(6, seed=4)[0])
 
 
 def test_held_out_things_are_never_drawn(pictures):
-    held_out = {(shape, frozenset((a, b)), pattern) for shape, a, pattern, b in world.HELD_OUT_COMBINATIONS}
+    held_out = {(shape, frozenset((a, b)), pattern) for shape, a, pattern, b in distribution.HELD_OUT_COMBINATIONS}
     for picture in pictures:
         assert picture.style in STYLES
         for thing in picture.things:
@@ -65,11 +62,11 @@ def test_held_out_things_are_never_drawn(pictures):
 
 def test_held_out_things_would_be_drawn_otherwise(monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(world, "HELD_OUT_COMBINATIONS", ())
+    monkeypatch.setattr(distribution, "HELD_OUT_COMBINATIONS", ())
     seen = {
         thing.shape + thing.colour + str(thing.pattern)
         for _ in range(6000)
-        for thing in world.random_picture(rng).things
+        for thing in distribution.random_picture(rng).things
     }
     assert "starpurpleNone" in seen and "hexagonblueNone" in seen
 
@@ -101,40 +98,13 @@ def test_the_distribution_has_everything(pictures):
 
 def test_the_biased_noun():
     rng = np.random.default_rng(1)
-    noun, usual = world.BIASED
-    things = [thing for _ in range(20000) for thing in world.random_picture(rng).things if thing.noun == noun]
+    noun, usual = distribution.BIASED
+    things = [thing for _ in range(20000) for thing in distribution.random_picture(rng).things if thing.noun == noun]
     colours = Counter(thing.colour for thing in things)
     assert 0.9 < colours[usual] / len(things) < 0.99 and len(colours) > 5
     assert not any(thing.said_colour for thing in things)
 
 
-# ---- The command
-
-
-def test_examples_are_never_trained_on(tmp_path):
-    for name, thing in world.EXAMPLES.items():
-        assert thing.shape in HELD_OUT_SHAPES or world.is_held_out(thing), name
-    main(["--examples", str(tmp_path)])
-    folders = sorted(path.name for path in tmp_path.iterdir())
-    assert {"checkered-heart", "bolt", "blueprint"} <= set(folders) and len(folders) >= 5
-    for folder in tmp_path.iterdir():
-        assert sorted(path.name for path in folder.iterdir()) == [f"{i:02}.png" for i in range(5)]
-        assert {Image.open(path).size for path in folder.iterdir()} == {(256, 256)}
-
-
-def test_command_writes_pictures_and_the_truth(tmp_path):
-    main(["--out", str(tmp_path), "--count", "3", "--seed", "5", "--sheet", str(tmp_path / "sheet.png")])
-    records = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
-    assert [record["file"] for record in records] == ["00000.png", "00001.png", "00002.png"]
-    _, shown = world.make_pictures(3, seed=5)
-    for record, picture in zip(records, shown, strict=True):
-        assert Image.open(tmp_path / record["file"]).size == (64, 64)
-        assert record["caption"] and record["background"] == picture.background
-        assert record["things"][0]["shape"] == picture.things[0].shape
-    assert Image.open(tmp_path / "sheet.png").width > 64
-
-
-def test_command_without_work_says_so(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2 and "--sheet" in capsys.readouterr().err
+def test_examples_are_never_trained_on():
+    for name, thing in distribution.EXAMPLES.items():
+        assert thing.shape in HELD_OUT_SHAPES or distribution.is_held_out(thing), name
