@@ -28,6 +28,7 @@ from helpers.public import (
     write_merges,
 )
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tinyldm.formats import checkpoint
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
@@ -117,7 +118,7 @@ def test_half_precision_gives_nearly_the_same_picture(tmp_path, kind, dtype):
 # ---- another autoencoder ----
 
 
-def other_autoencoder() -> dict[str, torch.Tensor]:
+def other_autoencoder() -> dict[str, Tensor]:
     return {name: tensor + 0.25 for name, tensor in autoencoder_file("1.x").items()}
 
 

@@ -29,7 +29,7 @@ from helpers.embedding_files import (
 from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tinyldm import InputError
 from tinyldm.formats.embedding_layouts import FORMATS
@@ -253,7 +253,7 @@ def test_content_that_is_no_embedding(tmp_path, content, complaint):
     content = content() if callable(content) else content
     torch.save(content, tmp_path / "e.bin")
     assert complaint in refusal(tmp_path / "e.bin")
-    if isinstance(content, dict) and all(isinstance(v, torch.Tensor) for v in content.values()) and 265 not in content:
+    if isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values()) and 265 not in content:
         save_file(content, tmp_path / "e.safetensors")
         assert complaint in refusal(tmp_path / "e.safetensors")
 

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 from helpers.reference import autoencoder_name, unet_name
-from torch import nn
+from torch import Tensor, nn
 
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
@@ -138,6 +138,6 @@ def test_open_clips_names_give_every_weight_the_place_of_nn_multihead_attentions
 KINDS = ("weight", "bias")
 
 
-def third(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+def third(weights: dict[str, Tensor], name: str) -> Tensor:
     source = open_clip_text("")(f"text_model.{name}")
     return weights[source.name.removeprefix("transformer.resblocks.0.attn.")].chunk(3)[source.qkv]

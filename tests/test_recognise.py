@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.public import autoencoder_file, single_file
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tinyldm import InputError
 from tinyldm.formats.checkpoint import open_checkpoint
@@ -15,11 +16,11 @@ from tinyldm.formats.recognise import what_else
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
-def names(*names: str) -> dict[str, torch.Tensor]:
+def names(*names: str) -> dict[str, Tensor]:
     return {name: torch.zeros(80, 80) for name in names}
 
 
-def with_inputs(channels: int) -> dict[str, torch.Tensor]:
+def with_inputs(channels: int) -> dict[str, Tensor]:
     tensors = single_file("1.x")
     return tensors | {FIRST: torch.zeros(32, channels, 3, 3)}
 

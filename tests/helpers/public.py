@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from conftest import WEIGHTS
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from helpers.reference import autoencoder_name, unet_name
@@ -160,7 +161,7 @@ def tokenizer(merges: list[tuple[str, str]], pad: str) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=77)
 
 
-def weights_of(model: LatentDiffusion) -> dict[str, torch.Tensor]:
+def weights_of(model: LatentDiffusion) -> dict[str, Tensor]:
     return {
         prefix + name: tensor
         for part, prefix in PREFIXES.items()
@@ -190,14 +191,12 @@ def their_picture(pipe: StableDiffusionPipeline, prompt: str = PROMPT, size: int
 
 
 @torch.no_grad()
-def our_picture(
-    model: LatentDiffusion, prompt: str = PROMPT, words: dict[str, torch.Tensor] | None = None, size: int = SIZE
-):
+def our_picture(model: LatentDiffusion, prompt: str = PROMPT, words: dict[str, Tensor] | None = None, size: int = SIZE):
     *_, z_0 = model.generate([prompt], [0], words=words, sampler="ddim", steps=4, height=size, width=size)
     return 255 * (model.decode(z_0)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def with_word(model: LatentDiffusion, words: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_word(model: LatentDiffusion, words: dict[str, Tensor]) -> dict[str, Tensor]:
     add_words(model, words)
     return words
 
@@ -205,7 +204,7 @@ def with_word(model: LatentDiffusion, words: dict[str, torch.Tensor]) -> dict[st
 # ---- single files ----
 
 
-def in_our_names(kind: str, text_model: str = "text_model.") -> dict[str, torch.Tensor]:
+def in_our_names(kind: str, text_model: str = "text_model.") -> dict[str, Tensor]:
     """The pipeline's weights as a single file of 1.x has them. text_model: what some tools leave out of the names."""
     pipe, config = pipeline(kind), SHAPES[kind].unet
     text = {name.removeprefix("text_model."): p for name, p in pipe.text_encoder.state_dict().items()}
@@ -220,7 +219,7 @@ def in_our_names(kind: str, text_model: str = "text_model.") -> dict[str, torch.
     }
 
 
-def single_file(kind: str, text_model: str = "text_model.") -> dict[str, torch.Tensor]:
+def single_file(kind: str, text_model: str = "text_model.") -> dict[str, Tensor]:
     """The pipeline's weights in the names that single files of its kind have."""
     tensors = in_our_names(kind, text_model)
     if not SHAPES[kind].is_2x:
@@ -231,13 +230,13 @@ def single_file(kind: str, text_model: str = "text_model.") -> dict[str, torch.T
     return others | {f"cond_stage_model.model.{name}": p for name, p in open_clip(text).items()}
 
 
-def autoencoder_file(kind: str, prefix: str = "") -> dict[str, torch.Tensor]:
+def autoencoder_file(kind: str, prefix: str = "") -> dict[str, Tensor]:
     config, vae = SHAPES[kind].autoencoder, pipeline(kind).vae
     levels = len(config.channels)
     return originals(prefix, autoencoder.AutoencoderKL, config, lambda name: autoencoder_name(name, levels), vae)
 
 
-def originals(prefix, network, config, rename, reference) -> dict[str, torch.Tensor]:
+def originals(prefix, network, config, rename, reference) -> dict[str, Tensor]:
     with torch.device("meta"):
         ours = network(config).state_dict()
     theirs = reference.state_dict()
@@ -245,7 +244,7 @@ def originals(prefix, network, config, rename, reference) -> dict[str, torch.Ten
     return {prefix + name: theirs[rename(name)].reshape(value.shape).contiguous() for name, value in ours.items()}
 
 
-def open_clip(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face's CLIP in OpenCLIP's names: fused q, k, v, and one more layer that nobody uses."""
     names = {
         "positional_embedding": text["embeddings.position_embedding.weight"],
@@ -270,7 +269,7 @@ def open_clip(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return names
 
 
-def extras(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def extras(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What training leaves in a file besides the weights."""
     average = {
         "model_ema." + name.removeprefix("model.").replace(".", ""): torch.randn_like(tensor)
@@ -288,7 +287,7 @@ def extras(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def save_lightning(path: Path, tensors: dict[str, torch.Tensor], steps: int = 470_000) -> None:
+def save_lightning(path: Path, tensors: dict[str, Tensor], steps: int = 470_000) -> None:
     """What the training tool of the original 1.4 file wrapped its weights in, its own class as a key included."""
     names = ["pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"]
     callback = type("ModelCheckpoint", (), {"__module__": names[-1]})

@@ -10,7 +10,7 @@ import re
 import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoder
 from diffusers import UNet2DConditionModel as ReferenceUNet
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPConfig as ReferenceCLIPConfig
 from transformers import CLIPModel as ReferenceCLIP
 from transformers import CLIPTextConfig as ReferenceTextConfig
@@ -24,7 +24,7 @@ from tinyldm.unet import UNet, UNetConfig
 # ---- measuring ----
 
 
-def difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
+def difference(ours: Tensor, reference: Tensor) -> float:
     """The largest difference, as a share of the reference's largest value."""
     assert ours.shape == reference.shape
     ours, reference = ours.detach(), reference.detach()
@@ -245,13 +245,13 @@ class ReferenceText(nn.Module):
         )
         self.body = getattr(self.model, "text_model", self.model)  # transformers 5 did away with the inner module
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         out = self.model(ids, output_hidden_states=True)
         if self.skip_last == 0:
             return out.last_hidden_state
         return self.body.final_layer_norm(out.hidden_states[-1 - self.skip_last])
 
-    def add_rows(self, vectors: torch.Tensor) -> nn.Parameter:
+    def add_rows(self, vectors: Tensor) -> nn.Parameter:
         """The vocabulary's table with the vectors as new rows at its end, as one parameter."""
         old = self.model.get_input_embeddings().num_embeddings
         self.model.resize_token_embeddings(old + len(vectors))
