@@ -38,7 +38,7 @@ KEY = "model.diffusion_model.out.2.bias"
 FC1 = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 
 
-# ---- public checkpoints: whatever they are kept in, the same networks and the same pictures ----
+# ---- public checkpoints: whatever they are kept in, the same networks and the same pictures
 
 
 def wrapped(path, tensors):
@@ -115,7 +115,7 @@ def test_half_precision_gives_nearly_the_same_picture(tmp_path, kind, dtype):
     assert np.abs(our_picture(model) - our_picture(load_checkpoint(tmp_path))).mean() < 6
 
 
-# ---- another autoencoder ----
+# ---- another autoencoder
 
 
 def other_autoencoder() -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ def test_an_autoencoder_of_another_family_is_refused(run, tmp_path):
     assert "makes latents of 4 channels, expected 12" in error and "choose another --vae" in error
 
 
-# ---- the tokenizer's merges ----
+# ---- the tokenizer's merges
 
 
 def test_without_merges_the_error_says_which_command_gets_them(run, tmp_path):
@@ -217,7 +217,7 @@ def test_the_tokenizer_json_of_newer_folders_has_the_same_merges(tmp_path):
     assert load_checkpoint(tmp_path).tokenizer.merges == load_checkpoint(WEIGHTS).tokenizer.merges
 
 
-# ---- files that are not as they should be ----
+# ---- files that are not as they should be
 
 
 class Command:
@@ -304,7 +304,7 @@ def test_a_harmful_checkpoint_is_one_line_runs_nothing_and_fills_no_memory(run, 
     assert set(os.listdir(tmp_path)) == before  # run works in this folder: nothing executed, nothing written
 
 
-# ---- python -m tinyldm.formats.checkpoint FILE ----
+# ---- python -m tinyldm.formats.checkpoint FILE
 
 
 def test_a_checkpoint_is_described_in_a_few_lines(tmp_path, capsys, monkeypatch):

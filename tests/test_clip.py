@@ -45,7 +45,7 @@ def small_encoder():
     return encoder.eval()
 
 
-# ---- the encoder ----
+# ---- the encoder
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def test_names_and_shapes_are_the_public_checkpoints(config, parameters, expecte
     assert digest(model) == expected
 
 
-# ---- the masked lookup ----
+# ---- the masked lookup
 
 
 def prompts_with_new_words():

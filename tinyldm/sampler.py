@@ -27,7 +27,7 @@ Model = Callable[[Tensor, Tensor], Tensor]  # z_t (batch, c, h, w), t (batch,) -
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same with the context (batch, tokens, width)
 
 
-# ---- guidance ----
+# ---- guidance
 
 
 def guided(predict: Predict, context: Tensor, uncond_context: Tensor | None, scale: float) -> Model:
@@ -49,7 +49,7 @@ def guided(predict: Predict, context: Tensor, uncond_context: Tensor | None, sca
     return model
 
 
-# ---- noise ----
+# ---- noise
 
 
 def first_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
@@ -67,7 +67,7 @@ def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.cat(rows).to(z.device)
 
 
-# ---- samplers that walk from timestep to timestep ----
+# ---- samplers that walk from timestep to timestep
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def ddim(
         yield z
 
 
-# ---- samplers that walk from noise level to noise level ----
+# ---- samplers that walk from noise level to noise level
 #
 # EDM (2206.00364) divides z_t by sqrt(ᾱ_t): x = z_0 + σ eps, and the only thing that changes on the way is σ. In these
 # coordinates the probability flow is dx/dσ = eps = (x - z_0) / σ, a straight line if the predicted z_0 did not change.
@@ -187,7 +187,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 }
 
 
-# ---- one call of the model ----
+# ---- one call of the model
 
 
 def _call(model: Model, z: Tensor, t: int | float) -> Tensor:
@@ -206,7 +206,7 @@ def _to_z(x: Tensor, sigma: float) -> Tensor:
     return x / (1 + sigma**2) ** 0.5
 
 
-# ---- which noise levels: each gives steps timesteps for the model, and steps + 1 sigmas of which the last is 0 ----
+# ---- which noise levels: each gives steps timesteps for the model, and steps + 1 sigmas of which the last is 0
 
 
 def _linspace_levels(schedule: NoiseSchedule, steps: int) -> tuple[list[float], list[float]]:

@@ -56,7 +56,7 @@ class NoiseSchedule:
         """What a checkpoint stores: NoiseSchedule(**schedule.config()) is the same schedule."""
         return {name: getattr(self, name) for name in ("steps", "beta_start", "beta_end", "kind", "prediction")}
 
-    # ---- training ----
+    # ---- training
 
     def add_noise(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) eps (DDPM eq. 4)."""
@@ -76,7 +76,7 @@ class NoiseSchedule:
         """
         return (torch.arange(count) * self.steps + torch.randint(self.steps, (count,), generator=generator)) // count
 
-    # ---- sampling ----
+    # ---- sampling
 
     def predict_z_0(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
         """The clean latent that the UNet's output (eps or v) implies: DDPM eq. 15, or 2202.00512 appendix D for v."""
