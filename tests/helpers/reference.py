@@ -223,6 +223,15 @@ TEXTS = {
 }
 
 
+def random_ids(length: int = 16, batch: int = 3) -> Tensor:
+    """(batch, length) ids: prompts of different lengths, each padded with the vocabulary's last word, the end token."""
+    words = TEXTS["1.x"].vocabulary_size
+    ids = torch.randint(words - 2, (batch, length), generator=torch.Generator().manual_seed(1))
+    for row, end in enumerate([length, 1, length // 2]):
+        ids[row, end:] = words - 1
+    return ids
+
+
 class ReferenceText(nn.Module):
     """transformers' text encoder, with `skip_last` as Stable Diffusion 2.x means it."""
 
