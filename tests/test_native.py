@@ -44,6 +44,11 @@ def test_its_configuration_can_be_read_without_its_weights():
     assert checkpoint.text_encoder.config.width == 128 and checkpoint.defaults.size == 64
 
 
+def test_a_flag_that_contradicts_its_configuration_is_refused(run):
+    assert load_checkpoint(WEIGHTS, prediction="v").schedule.prediction == "v"
+    assert "contradicts" in run("sample.py", "--prompt", "a", "--prediction", "eps").error
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """damaged(change) writes the tiny checkpoint after change(tensors, metadata)."""

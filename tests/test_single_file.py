@@ -51,7 +51,6 @@ def test_a_flag_that_contradicts_what_the_checkpoint_states_is_refused(run, tmp_
     error = run("sample.py", "--prompt", "a", "--weights", path, "--prediction", "eps").error
     assert f"--prediction eps contradicts {path}, of which its metadata states v; leave it out" in error
     assert load_checkpoint(path, prediction="v").schedule.prediction == "v"
-    assert "contradicts" in run("sample.py", "--prompt", "a", "--prediction", "eps").error  # weights/tiny
 
 
 def written(folder, kind, metadata=None):
