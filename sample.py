@@ -34,18 +34,20 @@ def main(arguments: list[str]) -> int:
     prompts = [prompt for prompt in read_prompts(options) for _ in range(options.num)]
     device = cli.choose_device(options.device)
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
-    how = checkpoint.defaults.sampling(options.sampler, options.steps, options.guidance, options.height, options.width)
-    files = [load_embeddings(file, checkpoint.text_encoder.config.width) for file in options.embedding]
+    sampling = checkpoint.defaults.sampling(
+        options.sampler, options.steps, options.guidance, options.height, options.width
+    )
+    learned = [load_embeddings(file, checkpoint.text_encoder.config.width) for file in options.embedding]
 
     model = checkpoint.load(device, cli.choose_dtype(options.dtype, device))
-    model.check_size(how.height, how.width)
+    model.check_size(sampling.height, sampling.width)
     words: dict[str, Tensor] = {}
-    for learned in files:
+    for words_of_file in learned:
         try:
-            add_words(model, learned)
+            add_words(model, words_of_file)
         except InputError as error:
             raise InputError(f"{error}; --embedding FILE:WORD calls the word of a file WORD") from error
-        words |= learned
+        words |= words_of_file
     for word in words:
         if not any(word in prompt for prompt in prompts):
             warnings.warn(f"no prompt uses {word}", stacklevel=1)
@@ -54,8 +56,8 @@ def main(arguments: list[str]) -> int:
     # Every picture is written as soon as its batch is done.
     options.out.mkdir(parents=True, exist_ok=True)
     model_hash, images = checkpoint.sha256()[:10], []
-    for image in sampled(model, prompts, words, how, options):
-        text = parameters(prompts[len(images)], options.seed + len(images), how, model_hash, options)
+    for image in sampled(model, prompts, words, sampling, options):
+        text = parameters(prompts[len(images)], options.seed + len(images), sampling, model_hash, options)
         save_image(image, options.out / f"{len(images):04d}.png", {"parameters": text})
         images.append(image)
     if images:
@@ -69,16 +71,16 @@ def main(arguments: list[str]) -> int:
 
 
 def sampled(
-    model: LatentDiffusion, prompts: list[str], words: dict[str, Tensor], how: Sampling, options: Namespace
+    model: LatentDiffusion, prompts: list[str], words: dict[str, Tensor], sampling: Sampling, options: Namespace
 ) -> Iterator[Image.Image]:
     """One picture for each prompt, a batch at a time, a progress bar beside them. Ctrl-C ends them at once."""
-    bar = tqdm(total=how.steps * -(-len(prompts) // BATCH), desc="sampling")
+    bar = tqdm(total=sampling.steps * -(-len(prompts) // BATCH), desc="sampling")
     with bar, cli.stop_on_interrupt() as stopping:
         for first in range(0, len(prompts), BATCH):
             batch = prompts[first : first + BATCH]
             seeds = range(options.seed + first, options.seed + first + len(batch))
             for z in model.generate(  # noqa: B007, the last one is wanted
-                batch, seeds, words=words, negative=options.negative, **how._asdict()
+                batch, seeds, words=words, negative=options.negative, **sampling._asdict()
             ):
                 if stopping():
                     return
@@ -86,13 +88,13 @@ def sampled(
             yield from to_images(model.decode(z))
 
 
-def parameters(prompt: str, seed: int, how: Sampling, model_hash: str, options: Namespace) -> str:
+def parameters(prompt: str, seed: int, sampling: Sampling, model_hash: str, options: Namespace) -> str:
     """The prompt and what else made a picture, in the form that other programs of the field read and write."""
     negative = f"Negative prompt: {options.negative}\n" if options.negative else ""
     vae = f", VAE: {options.vae.name}" if options.vae else ""
     return (
-        f"{prompt}\n{negative}Steps: {how.steps}, Sampler: {how.sampler}, CFG scale: {how.guidance:g}, "
-        f"Seed: {seed}, Size: {how.width}x{how.height}, "
+        f"{prompt}\n{negative}Steps: {sampling.steps}, Sampler: {sampling.sampler}, CFG scale: {sampling.guidance:g}, "
+        f"Seed: {seed}, Size: {sampling.width}x{sampling.height}, "
         f"Model hash: {model_hash}, Model: {options.weights.stem}{vae}"
     )
 

@@ -5,7 +5,7 @@
     python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle"
 
 Writes into outputs/<name>: embedding.safetensors (the word), preview.png (watch it being learned), loss.csv and
-settings.json. Ctrl-C keeps what was learned; the same command with --resume goes on from there.
+settings.json. Ctrl-C keeps what was learned, and prints the command that goes on from there.
 """
 
 import re
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     captions = captions_of(model, templates or templates_for(model, options.property), options.token)
     mean, log_variance = encode(model, images)
     optimizer = torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0)
-    scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
+    loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
 
     run = Run(options, checkpoint.sha256(), vectors, optimizer)
     run.resume() if options.resume else run.start(images)
@@ -73,8 +73,8 @@ def main(arguments: list[str]) -> int:
         batch = draw_batch(mean, log_variance, captions, model.schedule, options.batch, run.generator)
         loss = inversion_loss(model, batch, words)
         # All it can change to do so better is the word.
-        (scale * loss).backward()
-        vectors.grad /= scale
+        (loss_scale * loss).backward()
+        vectors.grad /= loss_scale
         # The last steps are the smallest: the word settles instead of jumping about where it should be.
         optimizer.param_groups[0]["lr"] = options.lr * (1 - step / options.steps)
         optimizer.step()

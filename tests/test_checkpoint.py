@@ -38,7 +38,7 @@ KEY = "model.diffusion_model.out.2.bias"
 FC1 = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 
 
-# ---- public checkpoints: whatever they are kept in, the same networks and the same pictures
+# ---- Public checkpoints: whatever they are kept in, the same networks and the same pictures
 
 
 def wrapped(path, tensors):
@@ -111,11 +111,11 @@ def test_with_a_learned_word_the_picture_is_that_of_diffusers_too(tmp_path, kind
 def test_half_precision_gives_nearly_the_same_picture(tmp_path, kind, dtype):
     save_folder(tmp_path, kind)
     model = load_checkpoint(tmp_path, dtype=dtype)
-    assert {p.dtype for module in model.modules() for p in module.parameters()} == {dtype}
+    assert {p.dtype for module in model.networks() for p in module.parameters()} == {dtype}
     assert np.abs(our_picture(model) - our_picture(load_checkpoint(tmp_path))).mean() < 6
 
 
-# ---- another autoencoder
+# ---- Another autoencoder
 
 
 def other_autoencoder() -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ def test_an_autoencoder_of_another_family_is_refused(run, tmp_path):
     assert "makes latents of 4 channels, expected 12" in error and "choose another --vae" in error
 
 
-# ---- the tokenizer's merges
+# ---- The tokenizer's merges
 
 
 def test_without_merges_the_error_says_which_command_gets_them(run, tmp_path):
@@ -213,11 +213,11 @@ def test_a_folder_of_one_file_needs_no_more_than_its_name(run, tmp_path):
 def test_the_tokenizer_json_of_newer_folders_has_the_same_merges(tmp_path):
     pipeline("1.x").save_pretrained(tmp_path)
     (tmp_path / "tokenizer" / "merges.txt").unlink(missing_ok=True)
-    assert open_checkpoint(tmp_path).merges == tmp_path / "tokenizer" / "tokenizer.json"
+    assert open_checkpoint(tmp_path).merges_file == tmp_path / "tokenizer" / "tokenizer.json"
     assert load_checkpoint(tmp_path).tokenizer.merges == load_checkpoint(WEIGHTS).tokenizer.merges
 
 
-# ---- files that are not as they should be
+# ---- Files that are not as they should be
 
 
 class Command:

@@ -27,7 +27,7 @@ def small_encoder():
     return encoder.eval()
 
 
-# ---- the encoder
+# ---- The encoder
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def test_names_and_shapes_are_the_public_checkpoints(config, parameters, expecte
     assert digest(model) == expected
 
 
-# ---- the masked lookup
+# ---- The masked lookup
 
 
 def prompts_with_new_words():

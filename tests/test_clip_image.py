@@ -20,7 +20,7 @@ from tinyldm.images import to_tensor
 
 WORDS = CLIPS["openai"].text.vocabulary_size  # the first id that is not a word of the vocabulary
 
-# ---- both towers
+# ---- Both towers
 
 
 VIT_B_32 = CLIPConfig(
@@ -101,7 +101,7 @@ def test_the_last_patch_reaches_the_class_token_in_front_of_it():
     assert difference(model.image_features(changed), model.image_features(pixels)) > 1e-3
 
 
-# ---- preprocessing
+# ---- Preprocessing
 
 
 def random_picture(width, height):
@@ -134,7 +134,7 @@ def test_a_picture_of_the_right_size_is_only_normalized():
     assert preprocess([picture], 32).equal(normalize(to_tensor(picture)))
 
 
-# ---- reading a CLIP
+# ---- Reading a CLIP
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def train_both_stages(out, world, steps):
     return [train(out, world, steps, stage) for stage in ("clip", "fine-clip")]
 
 
-# ---- the loss
+# ---- The loss
 
 
 def test_the_loss_is_cross_entropy_in_both_directions():
@@ -71,7 +71,7 @@ def test_near_misses_are_wrong_for_pictures_and_no_captions_to_find_one_for():
     assert logits.grad[1, 3] == 0 and logits.grad[0, 2] > 0 and logits.grad[0, 3] > 0
 
 
-# ---- training
+# ---- Training
 
 
 def test_a_batch_is_made_of_groups_of_one_colour_and_background(world):
@@ -153,7 +153,7 @@ def test_the_temperature_stays_where_training_is_stable(tmp_path, world, monkeyp
     assert contrastive.tiny_clip(600).logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
-# ---- the second stage, with smaller patches
+# ---- The second stage, with smaller patches
 
 
 def test_with_patches_halved_a_patch_is_read_as_if_it_were_twice_as_large():
@@ -202,7 +202,7 @@ def test_the_second_stage_begins_where_the_first_ended_and_ends_with_all_patches
     assert [len(x[0]) for x in halved] == [129] * 6  # of the 8 steps
 
 
-# ---- the file
+# ---- The file
 
 
 def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world):
@@ -228,7 +228,7 @@ def test_it_is_not_written_beside_a_diffusion_model_of_another_vocabulary(tmp_pa
     assert not (tmp_path / "weights" / "clip.safetensors").exists()
 
 
-# ---- the sheet
+# ---- The sheet
 
 
 def test_the_sheet_shows_the_pictures_nearest_to_each_prompt(world, monkeypatch):

@@ -141,7 +141,7 @@ def load_ours(path: Path) -> tuple[float, float, float, float]:
         start = time.perf_counter()
         model = load_checkpoint(path, dtype=torch.bfloat16)
         seconds = time.perf_counter() - start
-    weights = sum(p.numel() * p.element_size() for module in model.modules() for p in module.parameters())
+    weights = sum(p.numel() * p.element_size() for module in model.networks() for p in module.parameters())
     return memory.peak, memory.after, weights / 1e9, seconds
 
 

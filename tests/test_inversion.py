@@ -94,7 +94,7 @@ def test_only_words_that_are_in_the_prompt_get_a_gradient(tiny):
 
 def test_nothing_else_gets_a_gradient(tiny):
     inversion_loss(tiny, a_batch(["a photo of a S*"]), new_word(tiny, "S*", "heart")).backward()
-    assert all(p.grad is None for module in tiny.modules() for p in module.parameters())
+    assert all(p.grad is None for module in tiny.networks() for p in module.parameters())
 
 
 def test_words_get_an_id_a_vector_behind_the_end_of_the_vocabulary(tiny):

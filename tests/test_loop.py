@@ -123,7 +123,7 @@ def test_a_state_that_is_broken_says_so(tmp_path):
         linear_training(tmp_path)
 
 
-# ---- the losses
+# ---- The losses
 
 
 def test_every_fiftieth_step_is_a_row_of_the_losses(tmp_path):

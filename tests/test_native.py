@@ -19,7 +19,7 @@ from tinyldm.formats.native import save_checkpoint
 def test_a_checkpoint_comes_back_as_it_was(tiny, tmp_path):
     save_checkpoint(tmp_path, tiny)
     again = load_checkpoint(tmp_path)
-    for one, other in zip(tiny.modules(), again.modules(), strict=True):
+    for one, other in zip(tiny.networks(), again.networks(), strict=True):
         assert one.config == other.config
         for name, tensor in one.state_dict().items():
             assert torch.equal(other.state_dict()[name], tensor), name

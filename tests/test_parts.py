@@ -16,7 +16,7 @@ TO_Q = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.w
 def test_a_checkpoint_is_frozen_and_in_the_asked_dtype():
     model = load_checkpoint(WEIGHTS, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
-    assert not any(p.requires_grad for module in model.modules() for p in module.parameters())
+    assert not any(p.requires_grad for module in model.networks() for p in module.parameters())
     *_, z = model.generate(["a red star"], [0], steps=2)
     assert model.decode(z).isfinite().all()
 
@@ -29,7 +29,7 @@ def test_weights_are_mapped_and_not_copied_when_they_are_in_the_asked_dtype_alre
     mapped = checkpoint.parts["unet"].file.read("model.diffusion_model.out.2.weight")
     model = checkpoint.load()
     assert torch.equal(model.unet.out[2].weight, mapped)
-    assert not any(p.is_meta for module in model.modules() for p in module.parameters())
+    assert not any(p.is_meta for module in model.networks() for p in module.parameters())
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_embeddings_in_pickles_are_recognised_too(run, tmp_path, content):
     refused(run, tmp_path / "x.pt", "is a learned embedding; give it as --embedding")
 
 
-# ---- the same table for words
+# ---- The same table for words
 
 
 @pytest.mark.parametrize(

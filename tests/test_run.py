@@ -63,7 +63,7 @@ def steps_logged(run: Run) -> list[int]:
 
 ROW = 20 + 128 + 4  # the pixels that a row of preview.png is high: its label, its picture, a gap
 
-# ---- previews
+# ---- Previews
 
 
 def test_previews_are_appended_from_memory(monkeypatch):
@@ -125,7 +125,7 @@ def test_previews_and_saves_come_at_the_steps_that_the_options_say(monkeypatch):
     assert sorted(file.stem for file in run.folder.glob("embedding-*")) == ["embedding-000003", "embedding-000004"]
 
 
-# ---- the log and what is resumed
+# ---- The log and what is resumed
 
 
 def test_steps_logged_after_the_last_save_are_dropped_and_taken_again():
@@ -162,7 +162,7 @@ def noting(name, method, calls):
     return call
 
 
-# ---- what to type next
+# ---- What to type next
 
 
 def typed_next(run: Run, arguments: list[str]) -> tuple[str, list[str]]:

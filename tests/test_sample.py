@@ -178,7 +178,7 @@ def test_a_batch_is_written_before_the_next_begins(run, tmp_path, monkeypatch):
     assert there == [0, 4, 8]
 
 
-# ---- mistakes: one line, status 2, nothing written
+# ---- Mistakes: one line, status 2, nothing written
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def assert_same_trajectory(ours, theirs):
         assert (a - b).norm() <= 1e-4 * b.norm(), f"step {step}"
 
 
-# ---- against diffusers
+# ---- Against diffusers
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -92,7 +92,7 @@ def test_dpmpp_2m_survives_a_repeated_timestep():
     assert_same_trajectory(run("dpmpp_2m", 1000)[-1:], run("dpmpp_2m", 999)[-1:])
 
 
-# ---- what must hold for any sampler
+# ---- What must hold for any sampler
 
 
 @cache
@@ -193,7 +193,7 @@ def test_bad_steps(name, steps):
         run(name, steps)
 
 
-# ---- noise
+# ---- Noise
 
 
 def test_first_noise_is_as_documented():
@@ -212,7 +212,7 @@ def test_noise_needs_one_generator_per_picture():
         noise_like(z, generators[:1])
 
 
-# ---- guidance
+# ---- Guidance
 
 
 class RecordingUNet:

@@ -84,7 +84,7 @@ def tokenizer(merges) -> Tokenizer:
     return Tokenizer(merges)
 
 
-# ---- ids
+# ---- Ids
 
 
 def test_ids_equal_transformers_on_learned_merges(tokenizer, tmp_path):
@@ -145,7 +145,7 @@ def test_decode_separates_words_by_one_space(tokenizer):
     assert tokenizer.decode(tokenizer("A  photo of a cat")[0]) == "a photo of a cat"
 
 
-# ---- truncation
+# ---- Truncation
 
 
 def test_a_long_prompt_keeps_end_of_text_and_warns_with_the_words_cut(merges):
@@ -171,7 +171,7 @@ def test_a_placeholder_that_is_cut_off_is_an_error(merges, prompt):
     assert tokenizer("a photo S*")[0, 3:5].tolist() == tokenizer.placeholders["S*"]
 
 
-# ---- placeholders
+# ---- Placeholders
 
 
 def test_placeholder_ids_follow_the_vocabulary_and_one_another(tokenizer):
@@ -270,7 +270,7 @@ def test_a_placeholder_needs_a_vector(tokenizer):
         tokenizer.add_placeholder("S*", 0)
 
 
-# ---- learning merges
+# ---- Learning merges
 
 
 def test_learning_stops_when_every_word_of_the_captions_is_one_token():

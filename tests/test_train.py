@@ -227,7 +227,7 @@ def test_learning_changes_the_vectors_and_not_one_weight(run, tmp_path, monkeypa
     monkeypatch.setattr(running.Run, "preview", lambda self, model: (models.append(model), preview(self, model)))
     assert run("train.py", "--images", HEART, *SHORT, "--init", "heart").status == 0
     fresh = load_checkpoint(WEIGHTS)
-    for trained, original in zip(models[-1].modules(), fresh.modules(), strict=True):
+    for trained, original in zip(models[-1].networks(), fresh.networks(), strict=True):
         for name, tensor in original.state_dict().items():
             assert torch.equal(trained.state_dict()[name], tensor), name
     heart = fresh.text_encoder.table[fresh.tokenizer.encode("heart")]
@@ -257,7 +257,7 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_vectors(run, tmp_path, monkeyp
     assert torch.equal(learned(tmp_path / "outputs" / "S"), calls[1])
 
 
-# ---- mistakes: one line, status 2, nothing written
+# ---- Mistakes: one line, status 2, nothing written
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def test_unusual_pictures_are_fine(run, tmp_path):
     assert outcome.status == 0 and outcome.err == ""
 
 
-# ---- for real
+# ---- For real
 
 
 def test_help_imports_only_what_the_scripts_need():

@@ -91,7 +91,7 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# ---- shards
+# ---- Shards
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path):
@@ -112,7 +112,7 @@ def test_an_index_that_is_none_is_refused(tmp_path, content):
     refused(tmp_path / "i.json", "is no list of shards")
 
 
-# ---- what would run code
+# ---- What would run code
 
 
 class Runs:
@@ -195,7 +195,7 @@ def test_a_stand_in_cannot_be_made_to_run_anything(tmp_path, monkeypatch):
     refused(tmp_path / "x.ckpt", "can't be read as a PyTorch file")
 
 
-# ---- broken, or made to break
+# ---- Broken, or made to break
 
 
 def safetensors_bytes(header, data=b"\0" * 24):

@@ -201,7 +201,7 @@ class AutoencoderKL(nn.Module):
 
     @staticmethod
     def sample(mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
-        """z = mean + sigma * eps with eps ~ N(0, I), all (b, latent_channels, h, w) (arXiv 1312.6114, section 2.4)."""
+        """z = mean + exp(log_variance / 2) eps with eps ~ N(0, I), all (b, c, h, w) (arXiv 1312.6114, section 2.4)."""
         return mean + (0.5 * log_variance).exp() * eps
 
     def decode(self, z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from tinyldm import InputError
 from tinyldm.schedule import PREDICTIONS
 
+TINY = Path("weights/tiny")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,7 +52,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, …
-        print(f"{name}: error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""
+        print(f"{name}: error: {error.strerror or error}{where}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -98,9 +100,7 @@ def positive(text: str) -> float:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", type=Path, default=Path("weights/tiny"), metavar="PATH", help="checkpoint (%(default)s)"
-    )
+    parser.add_argument("--weights", type=Path, default=TINY, metavar="PATH", help="checkpoint (%(default)s)")
     parser.add_argument("--vae", type=Path, metavar="PATH", help="an autoencoder in place of the checkpoint's")
     parser.add_argument(
         "--prediction", choices=PREDICTIONS, help="what the UNet was trained to say, if the checkpoint does not tell"
@@ -110,7 +110,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument(
-        "--dtype", choices=["auto", *DTYPES], default="auto", help="of the frozen weights; auto: float32 on the CPU"
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="of the frozen weights; auto: bfloat16 or float16 on CUDA, else float32",
     )
 
 

@@ -43,8 +43,8 @@ class CLIPTextConfig:
         return self.layers - self.skip_last
 
 
-class Transformer(Protocol):
-    """What the transformer needs of a tower's configuration."""
+class TransformerConfig(Protocol):
+    """What the configurations of both towers have."""
 
     width: int
     heads: int
@@ -62,7 +62,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class CLIPAttention(nn.Module):
-    def __init__(self, config: Transformer, causal: bool):
+    def __init__(self, config: TransformerConfig, causal: bool):
         super().__init__()
         self.heads = config.heads
         self.causal = causal
@@ -76,7 +76,7 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMLP(nn.Module):
-    def __init__(self, config: Transformer):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
         self.fc1 = nn.Linear(config.width, 4 * config.width)
@@ -87,7 +87,7 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    def __init__(self, config: Transformer, causal: bool):
+    def __init__(self, config: TransformerConfig, causal: bool):
         super().__init__()
         self.self_attn = CLIPAttention(config, causal)
         self.layer_norm1 = nn.LayerNorm(config.width)
@@ -100,7 +100,7 @@ class CLIPEncoderLayer(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-    def __init__(self, config: Transformer, layers: int, causal: bool):
+    def __init__(self, config: TransformerConfig, layers: int, causal: bool):
         super().__init__()
         self.layers = nn.ModuleList(CLIPEncoderLayer(config, causal) for _ in range(layers))
 

@@ -40,10 +40,10 @@ class CLIPVisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
         self.position_embedding = nn.Embedding(1 + (config.size // config.patch) ** 2, config.width)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(b, 3, size, size) -> (b, 1 + patches, width)."""
-        patches = rearrange(self.patch_embedding(pixels), "b width rows columns -> b (rows columns) width")
-        first = repeat(self.class_embedding, "width -> b 1 width", b=len(pixels))
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures, normalized, (b, 3, size, size) -> (b, 1 + patches, width)."""
+        patches = rearrange(self.patch_embedding(pictures), "b width rows columns -> b (rows columns) width")
+        first = repeat(self.class_embedding, "width -> b 1 width", b=len(pictures))
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
 
 
@@ -57,9 +57,9 @@ class CLIPVisionTransformer(nn.Module):
         self.encoder = CLIPEncoder(config, config.layers, causal=False)
         self.post_layernorm = nn.LayerNorm(config.width)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor) -> Tensor:
         """(b, 3, size, size) -> (b, width), the class token's state: it has gathered what the patches show."""
-        return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[:, 0])
+        return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pictures)))[:, 0])
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class CLIP(nn.Module):
         at_end = self.text_model(ids, vectors)[torch.arange(len(ids)), is_end.int().argmax(dim=1)]
         return F.normalize(self.text_projection(at_end), dim=-1)
 
-    def image_features(self, pixels: Tensor) -> Tensor:
+    def image_features(self, pictures: Tensor) -> Tensor:
         """(b, 3, size, size), as `preprocess` or `normalize` makes them. -> (b, projection), of length 1."""
-        return F.normalize(self.visual_projection(self.vision_model(pixels)), dim=-1)
+        return F.normalize(self.visual_projection(self.vision_model(pictures)), dim=-1)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(n, projection) and (m, projection) -> (n, m), cosine / temperature.
@@ -108,8 +108,8 @@ class CLIP(nn.Module):
         """
         return self.logit_scale.exp() * image_features @ text_features.T
 
-    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        return self.logits(self.image_features(pixels), self.text_features(ids))
+    def forward(self, pictures: Tensor, ids: Tensor) -> Tensor:
+        return self.logits(self.image_features(pictures), self.text_features(ids))
 
 
 # ---- From a picture to what the image tower reads

@@ -38,14 +38,14 @@ def find_images(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}; give a folder with a few pictures in it")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not pictures:
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not images:
         found = f"{len(files)} other files" if files else "no files"
         raise InputError(f"no picture in {folder} ({found}): put a few .png or .jpg files there, not in subfolders")
-    if others := [path.name for path in files if path not in pictures]:
+    if others := [path.name for path in files if path not in images]:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         warnings.warn(f"skipped in {folder}, not pictures by their names: {', '.join(others[:3])}{more}", stacklevel=2)
-    return pictures
+    return images
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -56,7 +56,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return _as_rgb(_upright(image))
+            return as_rgb(upright(image))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}; give the path of a picture") from None
     except Image.DecompressionBombError as error:
@@ -66,14 +66,14 @@ def read_image(path: str | Path) -> Image.Image:
         raise InputError(f"{path} can't be read as a picture ({why}): save it again as PNG or JPEG") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Turned and mirrored as its EXIF orientation asks. (ImageOps.exif_transpose also writes the EXIF block anew, and
     fails on blocks that are broken elsewhere.)"""
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     return image if turn is None else image.transpose(turn)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Any mode that a file can have, to RGB."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
@@ -92,18 +92,18 @@ def read_images(folder: str | Path, size: int | None = None) -> list[tuple[Path,
     With a size they come as squares of this many pixels, so that a folder of large photographs fits into memory.
     Raises InputError as find_images does, and if none of the pictures can be read.
     """
-    pictures, failures = [], []
+    images, failures = [], []
     for path in find_images(folder):
         try:
             image = read_image(path)
-            pictures.append((path, square(image, size) if size else image))
+            images.append((path, square(image, size) if size else image))
         except InputError as error:
             failures.append(error)
-    if not pictures:
+    if not images:
         raise InputError(f"none of the {len(failures)} pictures in {folder} can be read; the first: {failures[0]}")
     for error in failures:
         warnings.warn(f"skipped: {error}", stacklevel=2)
-    return pictures
+    return images
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
@@ -114,7 +114,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_tensor(images: Image.Image | list[Image.Image]) -> Tensor:
-    """Pictures of one size -> (n, 3, h, w) float32 in [-1, 1]; a single picture gives n = 1."""
+    """Images of one size -> (n, 3, h, w) float32 in [-1, 1]; a single image gives n = 1."""
     images = [images] if isinstance(images, Image.Image) else images
     return from_pixels(torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])))
 
@@ -124,28 +124,28 @@ def from_pixels(pixels: Tensor) -> Tensor:
     return rearrange(pixels, "n h w c -> n c h w").float() / 127.5 - 1
 
 
-def to_images(tensor: Tensor) -> list[Image.Image]:
-    """(n, 3, h, w) in [-1, 1] -> n pictures; values outside are clamped, each is rounded to the nearest of 256 levels.
+def to_images(pictures: Tensor) -> list[Image.Image]:
+    """(n, 3, h, w) in [-1, 1] -> n images; values outside are clamped, each is rounded to the nearest of 256 levels.
 
     Raises InputError if it holds NaN, which would otherwise come out as innocent black.
     """
-    tensor = tensor.detach().float().cpu()
-    if tensor.isnan().any():
+    pictures = pictures.detach().float().cpu()
+    if pictures.isnan().any():
         raise InputError("the model made NaN, not a picture: expected finite numbers; try --dtype float32")
-    pixels = ((tensor.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(picture) for picture in rearrange(pixels, "n c h w -> n h w c").contiguous().numpy()]
+    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(one) for one in rearrange(pixels, "n c h w -> n h w c").contiguous().numpy()]
 
 
 def contact_sheet(
     rows: list[list[Image.Image]],
     *,
     labels: list[str] | None = None,  # one a row, drawn above it; None: no room is left for them
-    tile: int = 128,  # pixels; a smaller picture is enlarged by the whole factor that brings its longer side to this
+    tile: int = 128,  # pixels; a smaller image is enlarged by a whole factor, until its longer side is this or more
     gap: int = 4,  # pixels between pictures and around them
 ) -> Image.Image:
     """One white picture with rows of pictures, which may differ in length. Enlarged pixels stay sharp squares, so what
     is seen is what the model made. A label too long for the sheet ends in "…"."""
-    rows = [[_enlarged(image, tile) for image in row] for row in rows]
+    rows = [[enlarged(image, tile) for image in row] for row in rows]
     columns = max(len(row) for row in rows)
     width = max(image.width for row in rows for image in row) + gap
     height = max(image.height for row in rows for image in row) + gap
@@ -156,19 +156,19 @@ def contact_sheet(
     for y, row in enumerate(rows):
         top = y * (margin + height) + gap
         if labels:
-            draw.text((gap, top), _shortened(labels[y], sheet.width - 2 * gap, font), "black", font)
+            draw.text((gap, top), shortened(labels[y], sheet.width - 2 * gap, font), "black", font)
         for x, image in enumerate(row):
             sheet.paste(image, (x * width + gap, top + margin))
     return sheet
 
 
-def _enlarged(image: Image.Image, least: int) -> Image.Image:
+def enlarged(image: Image.Image, least: int) -> Image.Image:
     """Every pixel repeated so often that the longer side is at least this long."""
     factor = max(1, math.ceil(least / max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The text on one line of at most this many pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

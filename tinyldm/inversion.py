@@ -30,7 +30,7 @@ from tinyldm.tokenizer import ALPHABET
 TEMPLATES = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
 
 
-# ---- the new word
+# ---- The new word
 
 
 def vectors_of(model: LatentDiffusion, phrase: str, count: int | None = None) -> Tensor:
@@ -71,7 +71,7 @@ def add_words(model: LatentDiffusion, words: Mapping[str, Tensor]) -> None:
         model.tokenizer.add_placeholder(word, len(vectors))
 
 
-# ---- its captions
+# ---- Its captions
 
 
 def templates_for(model: LatentDiffusion, subject: str) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def captions_of(model: LatentDiffusion, templates: Iterable[str], word: str) -> 
     return captions
 
 
-# ---- what is random in a step
+# ---- What is random in a step
 
 
 class Batch(NamedTuple):

@@ -66,6 +66,8 @@ class Defaults:
 
 @dataclass
 class LatentDiffusion:
+    """All that turns a prompt into a picture, frozen once `to` was called."""
+
     tokenizer: Tokenizer
     text_encoder: CLIPTextEncoder
     unet: UNet
@@ -74,13 +76,13 @@ class LatentDiffusion:
     scale: float = 0.18215  # brings the autoencoder's latents to about unit variance, where the noise schedule works
     defaults: Defaults = field(default_factory=Defaults)
 
-    def modules(self) -> tuple[CLIPTextEncoder, UNet, AutoencoderKL]:
+    def networks(self) -> tuple[CLIPTextEncoder, UNet, AutoencoderKL]:
         return self.text_encoder, self.unet, self.autoencoder
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "LatentDiffusion":
         """Move the three networks, freeze them, and put them in eval mode; nothing here ever trains them."""
-        for module in self.modules():
-            module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        for network in self.networks():
+            network.to(device=device, dtype=dtype).eval().requires_grad_(False)
         return self
 
     @property
@@ -151,9 +153,9 @@ class LatentDiffusion:
         width: int | None = None,
     ) -> Iterator[Tensor]:
         """Yields the latents (b, c, h, w) after each step of the sampler; decode the last for the pictures."""
-        how = self.defaults.sampling(sampler, steps, guidance, height, width)
-        self.check_size(how.height, how.width)
+        sampling = self.defaults.sampling(sampler, steps, guidance, height, width)
+        self.check_size(sampling.height, sampling.width)
         context = self.context([*prompts, negative], words)
-        model = guided(self.predict, context[:-1], context[-1:], how.guidance)
-        z_T, generators = first_noise(self.latent_shape(how.height, how.width), seeds)
-        yield from SAMPLERS[how.sampler](model, z_T.to(self.device), self.schedule, how.steps, generators)
+        model = guided(self.predict, context[:-1], context[-1:], sampling.guidance)
+        z_T, generators = first_noise(self.latent_shape(sampling.height, sampling.width), seeds)
+        yield from SAMPLERS[sampling.sampler](model, z_T.to(self.device), self.schedule, sampling.steps, generators)

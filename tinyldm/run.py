@@ -186,7 +186,7 @@ class Run:
         prompt = self.prompt if options.property == "style" else f"{self.prompt} on a green background"
         file = shlex.quote(str(self.folder / "embedding.safetensors"))
         command = f'python sample.py --prompt "{prompt}" --embedding {file}'
-        if options.weights != Path("weights/tiny"):
+        if options.weights != cli.TINY:
             command += f" --weights {shlex.quote(str(options.weights))}"
         if options.vae:
             command += f" --vae {shlex.quote(str(options.vae))}"
@@ -194,5 +194,5 @@ class Run:
 
 
 def strip(pictures: Tensor) -> Image.Image:
-    """(n, 3, h, w) -> one picture of at most as many side by side as a preview has."""
+    """(n, 3, h, w) -> one image of at most as many pictures side by side as a preview has."""
     return to_images(rearrange(pictures[: len(PREVIEW_SEEDS)], "n c h w -> 1 c h (n w)"))[0]

@@ -1,12 +1,12 @@
 """The noise schedule: how much noise a latent carries at each of the 1000 timesteps.
 
-Forward process (DDPM 2006.11239, eq. 4), t = 0 nearly clean, t = steps - 1 nearly pure noise:
+Forward process (DDPM, arXiv 2006.11239, eq. 4), t = 0 nearly clean, t = steps - 1 nearly pure noise:
 
     z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) eps,     ᾱ_t = Π_{s <= t} (1 - β_s),     eps ~ N(0, I)
 
 ᾱ is `alphas_cumprod`; the two factors are called `signal` and `noise`, here and in sampler.py. Training uses
-`add_noise` and `target`; sampling uses `timesteps`, `predict_z_0`, `predict_eps` and `posterior`. Everywhere z is
-(batch, channels, height, width), and t one int or a LongTensor (batch,).
+`draw_timesteps`, `add_noise` and `target`; sampling uses `timesteps`, `predict_z_0`, `z_0_at`, `predict_eps` and
+`posterior`. Everywhere z is (batch, channels, height, width), and t one int or a LongTensor (batch,).
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ PREDICTIONS = ("eps", "v")
 
 
 class NoiseSchedule:
-    """The tables β_t, ᾱ_t and σ_t and what follows from them; the defaults are Stable Diffusion's (LDM 2112.10752).
+    """The tables β_t, ᾱ_t and σ_t and what follows from them; the defaults are Stable Diffusion's.
 
-    All three tables are float32 (steps,) on the CPU and move to the latents' device where they are used. σ, in
-    `sigmas`, is EDM's (2206.00364): the noise in units of the signal, sqrt((1 - ᾱ) / ᾱ).
+    All three tables are float32 (steps,) on the CPU; `alpha_bar` brings what it reads to the latents' device. σ, in
+    `sigmas`, is EDM's (arXiv 2206.00364): the noise in units of the signal, sqrt((1 - ᾱ) / ᾱ).
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class NoiseSchedule:
         self.kind, self.prediction = kind, prediction
 
         # In float64 up to here: a product of 1000 factors near 1 loses digits in float32.
-        betas = _betas(steps, beta_start, beta_end, kind)
+        betas = betas_of(steps, beta_start, beta_end, kind)
         alphas_cumprod = np.cumprod(1 - betas)
         self.betas = torch.tensor(betas, dtype=torch.float32)
         self.alphas_cumprod = torch.tensor(alphas_cumprod, dtype=torch.float32)
@@ -56,7 +56,7 @@ class NoiseSchedule:
         """What a checkpoint stores: NoiseSchedule(**schedule.config()) is the same schedule."""
         return {name: getattr(self, name) for name in ("steps", "beta_start", "beta_end", "kind", "prediction")}
 
-    # ---- training
+    # ---- Training
 
     def add_noise(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) eps (DDPM eq. 4)."""
@@ -64,7 +64,7 @@ class NoiseSchedule:
         return signal * z_0 + noise * eps
 
     def target(self, z_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        """What the UNet learns to answer: eps (DDPM eq. 14), or v = sqrt(ᾱ_t) eps - sqrt(1 - ᾱ_t) z_0 (2202.00512)."""
+        """What the UNet learns: eps (DDPM eq. 14), or v = sqrt(ᾱ_t) eps - sqrt(1 - ᾱ_t) z_0 (arXiv 2202.00512)."""
         if self.prediction == "eps":
             return eps
         signal, noise = self.scales(t, z_0)
@@ -76,10 +76,10 @@ class NoiseSchedule:
         """
         return (torch.arange(count) * self.steps + torch.randint(self.steps, (count,), generator=generator)) // count
 
-    # ---- sampling
+    # ---- Sampling
 
     def predict_z_0(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
-        """The clean latent that the UNet's output (eps or v) implies: DDPM eq. 15, or 2202.00512 appendix D for v."""
+        """The clean latent that the UNet's output implies: DDPM eq. 15 for eps, arXiv 2202.00512 appendix D for v."""
         return self.z_0_at(z_t, output, *self.scales(t, z_t))
 
     def predict_eps(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class NoiseSchedule:
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z_previous | z_t, z_0), DDPM eq. 6 and 7; previous is t - 1 if it is not given.
 
-        A larger stride joins several small steps into one, whose α is ᾱ_t / ᾱ_previous (2102.09672, section 4).
+        A larger stride joins several small steps into one, whose α is ᾱ_t / ᾱ_previous (arXiv 2102.09672, section 4).
         previous < 0 means the clean latent. Returns the mean like z_t and the variance (batch or 1, 1, 1, 1).
         """
         alpha_bar = self.alpha_bar(t, z_t)
@@ -149,7 +149,7 @@ class NoiseSchedule:
         return torch.where(t < 0, 1.0, self.alphas_cumprod.to(t.device)[t.clamp(min=0)]).to(z.device)
 
 
-def _betas(steps: int, start: float, end: float, kind: str) -> np.ndarray:
+def betas_of(steps: int, start: float, end: float, kind: str) -> np.ndarray:
     """β_t, (steps,) float64."""
     if kind == "linear":
         return np.linspace(start, end, steps)

@@ -1,4 +1,4 @@
-"""The caption templates of Textual Inversion: the concept goes where the braces are."""
+"""The caption templates of Textual Inversion: the new word goes where the braces are."""
 
 # From the supplement of Gal et al., "An Image is Worth One Word" (arXiv 2208.01618), as in its released code.
 OBJECT_TEMPLATES = (

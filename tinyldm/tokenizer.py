@@ -7,10 +7,10 @@
                      -- ids   -->  49406 320 1125 539 49408 49407 49407 ...
 
 Since the alphabet is the 256 bytes of UTF-8, every text has an encoding and there is no "unknown" token. The merges are
-learned once from a corpus: join the most frequent neighbours, again and again (Sennrich et al., 1508.07909; over bytes
-as in GPT-2; lower-cased and with an end-of-word mark in CLIP, 2103.00020).
+learned once from a corpus: join the most frequent neighbours, again and again (arXiv 1508.07909; over bytes as in
+GPT-2; lower-cased and with an end-of-word mark in CLIP, arXiv 2103.00020).
 
-A placeholder, Textual Inversion's new word (2208.01618, section 3: "Textual inversion"), gets ids past the
+A placeholder, Textual Inversion's new word (arXiv 2208.01618, section 3: "Textual inversion"), gets ids past the
 vocabulary's end.
 """
 
@@ -124,7 +124,7 @@ class Tokenizer:
         if not clean(token) or regex.search(r"\s", token):
             raise InputError(f'the token is {token!r}, expected visible characters without white space; try "S*"')
         if token in self.placeholders:
-            raise InputError(f'the token "{token}" is already a placeholder; give each concept a token of its own')
+            raise InputError(f'the token "{token}" is already a placeholder; give each word a token of its own')
         if len(self.encode_plain(token)) == 1:
             raise InputError(
                 f'the token "{token}" is already a word of the vocabulary, expected a new one; try "<{token}>" or "S*"'

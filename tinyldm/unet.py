@@ -1,4 +1,4 @@
-"""The UNet of latent diffusion: noisy latent, timestep and prompt in, noise (or v) out (arXiv 2112.10752, 2006.11239).
+"""The UNet of latent diffusion: noisy latent, timestep and prompt in, noise (or v) out (arXiv 2112.10752).
 
 The path goes down to coarse levels and up again; what each step of the way down saw is handed across to the way up.
 ResBlocks take in the timestep, SpatialTransformers the prompt.

@@ -176,7 +176,7 @@ def assert_same_weights(model: LatentDiffusion, kind: str) -> None:
     assert [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])] == []
 
 
-# ---- pictures
+# ---- Pictures
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def with_word(model: LatentDiffusion, words: dict[str, Tensor]) -> dict[str, Ten
     return words
 
 
-# ---- single files
+# ---- Single files
 
 
 def in_our_names(kind: str, text_model: str = "text_model.") -> dict[str, Tensor]:

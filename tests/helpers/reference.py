@@ -21,7 +21,7 @@ from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.clip_image import CLIP, CLIPConfig, CLIPVisionConfig
 from tinyldm.unet import UNet, UNetConfig
 
-# ---- measuring
+# ---- Measuring
 
 
 def difference(ours: Tensor, reference: Tensor) -> float:
@@ -41,7 +41,7 @@ def digest(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-# ---- random models
+# ---- Random models
 
 
 # The layers that write what a norm will read.
@@ -85,7 +85,7 @@ def substitute(name: str, rules: dict[str, str]) -> str:
     return name
 
 
-# ---- the UNet
+# ---- The UNet
 
 UNETS = {  # our configuration in small, and what diffusers calls attention_head_dim, which is the number of heads
     "1.x": (UNetConfig(channels=(32, 64, 64, 64), context_width=32, norm_groups=8), 8),
@@ -175,7 +175,7 @@ def unet_name(name: str, config: UNetConfig) -> str:
     )
 
 
-# ---- the autoencoder
+# ---- The autoencoder
 
 
 def autoencoder_reference(ours: AutoencoderKL) -> ReferenceAutoencoder:
@@ -215,7 +215,7 @@ def autoencoder_name(name: str, levels: int) -> str:
     )
 
 
-# ---- the text encoder
+# ---- The text encoder
 
 TEXTS = {
     "1.x": CLIPTextConfig(vocabulary_size=60, length=16, width=32, layers=3, heads=4),
@@ -279,7 +279,7 @@ def text_encoders(kind: str) -> tuple[CLIPTextEncoder, ReferenceText]:
     return ours.eval(), reference.eval()
 
 
-# ---- both towers of CLIP
+# ---- Both towers of CLIP
 
 CLIPS = {
     "openai": CLIPConfig(  # in small; its heads are 64 wide, as in OpenAI's

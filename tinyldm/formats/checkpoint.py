@@ -97,10 +97,10 @@ def weights_file(path: Path) -> Path:
         return path
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
-    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".ckpt", ".pt"))
+    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".ckpt", ".pt", ".bin"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
-        expected = "expected model.safetensors, the folders of diffusers, or one checkpoint file"
+        expected = "expected model.safetensors, a diffusers folder, or one checkpoint file"
         raise InputError(
             f"no checkpoint at {path}: {expected}, found {found}; name the file, or get one: {GET_WEIGHTS}"
         )
@@ -159,7 +159,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         "stored as: " + ", ".join(f"{dtype} ({count} tensors)" for dtype, count in read.most_common()),
         *(f"dropped: {count} tensors, {reason}" for reason, count in dropped.items()),
     ]
-    merges = checkpoint.merges
+    merges = checkpoint.merges_file
     for file in [*checkpoint.files, *([merges] if merges else [])]:
         digest = file_sha256(file)
         known = f", the public {KNOWN[digest]}" if digest in KNOWN else ""

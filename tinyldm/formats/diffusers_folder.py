@@ -70,7 +70,7 @@ WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensor
 ]
 
 
-def read_folder(path: Path, prediction: str | None) -> Checkpoint:
+def read_folder(path: Path, flag: str | None) -> Checkpoint:
     """Raises InputError if it is the folder of another model, or holds a setting that we don't compute.
 
     And KeyError, TypeError, ValueError or AttributeError if a config.json lacks what every one of them has.
@@ -85,17 +85,17 @@ def read_folder(path: Path, prediction: str | None) -> Checkpoint:
     unet, text_encoder = read_unet(path / "unet"), read_text_encoder(path / "text_encoder")
     autoencoder, scale = read_autoencoder_folder(path)
     scheduler = path / "scheduler" / "scheduler_config.json"
-    c = read_json(scheduler, EXPECTED["scheduler"])
-    stated = c.get("prediction_type")
+    settings = read_json(scheduler, EXPECTED["scheduler"])
+    stated = settings.get("prediction_type")
     if stated not in (None, *STATED):
         raise InputError(f"{scheduler}: prediction_type is {stated!r}, expected epsilon or v_prediction; {LOADABLE}")
-    prediction = known_prediction(path, STATED.get(stated), scheduler.name, prediction)
+    prediction = known_prediction(path, STATED.get(stated), scheduler.name, flag)
     try:
         schedule = NoiseSchedule(
-            steps=c.get("num_train_timesteps", 1000),
-            beta_start=c.get("beta_start", 0.0001),  # what diffusers takes where a file leaves them out
-            beta_end=c.get("beta_end", 0.02),
-            kind=c.get("beta_schedule", "linear"),
+            steps=settings.get("num_train_timesteps", 1000),
+            beta_start=settings.get("beta_start", 0.0001),  # what diffusers takes where a file leaves them out
+            beta_end=settings.get("beta_end", 0.02),
+            kind=settings.get("beta_schedule", "linear"),
             prediction=prediction.target,
         )
     except InputError as error:
@@ -141,11 +141,11 @@ def read_json(path: Path, expected: dict | None = None) -> dict:
 
 
 def read_unet(path: Path) -> Part:
-    c = read_json(path / "config.json", EXPECTED["unet"])
-    check_inputs(path, c["in_channels"], c["out_channels"])
-    channels = tuple(c["block_out_channels"])
+    settings = read_json(path / "config.json", EXPECTED["unet"])
+    check_inputs(path, settings["in_channels"], settings["out_channels"])
+    channels = tuple(settings["block_out_channels"])
     # diffusers' attention_head_dim is the number of heads, a mistake that it keeps for the sake of old files.
-    heads = c.get("num_attention_heads") or c["attention_head_dim"]
+    heads = settings.get("num_attention_heads") or settings["attention_head_dim"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
     widths = {n // h for n, h in zip(channels, heads, strict=True)}
     same_number = len(set(heads)) == 1
@@ -153,29 +153,29 @@ def read_unet(path: Path) -> Part:
         expected = "expected the same number at every level, or the same width"
         raise InputError(f"{path}: {heads} attention heads for {list(channels)} channels; {expected}")
     config = UNetConfig(
-        latent_channels=c["in_channels"],
+        latent_channels=settings["in_channels"],
         channels=channels,
-        attention=tuple(kind.startswith("CrossAttn") for kind in c["down_block_types"]),
-        blocks=c["layers_per_block"],
-        context_width=c["cross_attention_dim"],
+        attention=tuple(kind.startswith("CrossAttn") for kind in settings["down_block_types"]),
+        blocks=settings["layers_per_block"],
+        context_width=settings["cross_attention_dim"],
         heads=heads[0] if same_number else None,
         head_width=None if same_number else widths.pop(),
-        linear_projections=c.get("use_linear_projection", False),
-        norm_groups=c.get("norm_num_groups", 32),
+        linear_projections=settings.get("use_linear_projection", False),
+        norm_groups=settings.get("norm_num_groups", 32),
     )
     weights = open_weights(weights_in(path))
     return Part(UNet, config, weights, diffusers_unet(config), list(weights.shapes))
 
 
 def read_text_encoder(path: Path) -> Part:
-    c = read_json(path / "config.json", EXPECTED["text_encoder"])
+    settings = read_json(path / "config.json", EXPECTED["text_encoder"])
     config = CLIPTextConfig(
-        vocabulary_size=c["vocab_size"],
-        length=c["max_position_embeddings"],
-        width=c["hidden_size"],
-        layers=c["num_hidden_layers"],  # 2.x folders hold only the 23 that are used
-        heads=c["num_attention_heads"],
-        activation=c["hidden_act"],
+        vocabulary_size=settings["vocab_size"],
+        length=settings["max_position_embeddings"],
+        width=settings["hidden_size"],
+        layers=settings["num_hidden_layers"],  # 2.x folders hold only the 23 that are used
+        heads=settings["num_attention_heads"],
+        activation=settings["hidden_act"],
     )
     weights = open_weights(weights_in(path))
     return Part(CLIPTextEncoder, config, weights, hugging_face_text("", weights.shapes), list(weights.shapes))
@@ -184,16 +184,16 @@ def read_text_encoder(path: Path) -> Part:
 def read_autoencoder_folder(path: Path) -> tuple[Part, float]:
     """The autoencoder and the scale of its latents. path: the vae folder, or the whole folder that it is in."""
     path = path / "vae" if (path / "vae").is_dir() else path
-    c = read_json(path / "config.json", EXPECTED["vae"])
+    settings = read_json(path / "config.json", EXPECTED["vae"])
     config = AutoencoderConfig(
-        channels=tuple(c["block_out_channels"]),
-        blocks=c["layers_per_block"],
-        latent_channels=c["latent_channels"],
-        norm_groups=c.get("norm_num_groups", 32),
+        channels=tuple(settings["block_out_channels"]),
+        blocks=settings["layers_per_block"],
+        latent_channels=settings["latent_channels"],
+        norm_groups=settings.get("norm_num_groups", 32),
     )
     weights = open_weights(weights_in(path))
     layout = diffusers_autoencoder(config, weights.shapes)
-    return Part(AutoencoderKL, config, weights, layout, list(weights.shapes)), c.get("scaling_factor", SCALE)
+    return Part(AutoencoderKL, config, weights, layout, list(weights.shapes)), settings.get("scaling_factor", SCALE)
 
 
 def pads_with_zero(path: Path, otherwise: bool) -> bool:

@@ -47,8 +47,8 @@ from tinyldm.tokenizer import ALPHABET, WORD_END
 MAX_JSON_BYTES = 2**22  # in a PNG; 75 vectors of width 1280 as text are 2 MB
 MAX_PIXELS = 2**22  # of a PNG
 EMBEDDING = Limits(
-    description=2**20,  # an embedding has some hundred bytes of it
-    names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's,
+    max_description=2**20,  # an embedding has some hundred bytes of it
+    allowed_names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's,
     classes=[nn.ParameterDict],  # and to make one runs no code of the file
     advice="don't trust the file",
 )
@@ -221,8 +221,8 @@ def id_of(symbol: str) -> int:
 class Format(NamedTuple):
     pack: Callable[[dict[str, Tensor]], bytes]  # the content of a file with these words, (vectors, width) each
     suffix: str  # that the tool goes by
-    words: float  # how many fit into one file
-    typed: str  # in a prompt there
+    max_words: float  # that fit into one file
+    typed: str  # what to type in that tool's prompts
 
 
 FORMATS = {

@@ -28,7 +28,6 @@ from tinyldm.formats.recognise import MAX_VECTORS
 MAX_FILE_BYTES = 256 * 2**20
 MAX_TENSOR_BYTES = 32 * 2**20  # bytes of all words of a file: ten thousand vectors of SD 1.x
 FAMILIES = {768: " (SD 1.x)", 1024: " (SD 2.x)", 1280: " (SDXL's second text encoder)"}
-TINY = Path("weights/tiny")
 
 
 def save_embeddings(path: str | Path, embeddings: dict[str, Tensor], to: str = "diffusers") -> None:
@@ -41,8 +40,8 @@ def save_embeddings(path: str | Path, embeddings: dict[str, Tensor], to: str = "
     if "__metadata__" in words or sorted(word for word, _ in words_of(path, words)) != sorted(words):
         found = ", ".join(map(reprlib.repr, words))
         raise InputError(f"{path}: the words {found} would not be read as the same words again; choose others")
-    if len(words) > FORMATS[to].words:
-        limit = f"there are {len(words)} words, but one file for {to} holds {FORMATS[to].words}"
+    if len(words) > FORMATS[to].max_words:
+        limit = f"there are {len(words)} words, but one file for {to} holds {FORMATS[to].max_words}"
         raise InputError(f"{path}: {limit}; convert them one by one, or to diffusers")
     try:
         content = FORMATS[to].pack(words)
@@ -155,7 +154,7 @@ def main(arguments: list[str]) -> int:
     if options.to:
         convert(options.files, options.to, options.out)
         return 0
-    weights = options.weights or (TINY if TINY.exists() else None)
+    weights = options.weights or (cli.TINY if cli.TINY.exists() else None)
     vocabulary = read_vocabulary(weights) if weights else None
     for file in options.files:
         words = load_embeddings(file, width=vocabulary[0].shape[1] if options.weights else None)
@@ -211,7 +210,8 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("files", nargs="+", metavar="FILE[:WORD]", help="embedding files")
     add("--to", choices=list(FORMATS), help="convert the files into one of this format")
     add("--out", type=Path, metavar="FILE", help="where to; it must not exist yet")
-    add("--weights", type=Path, metavar="DIR", help=f"whose words to compare with (default: {TINY}, if the width fits)")
+    weights_help = f"whose words to compare with (default: {cli.TINY}, if the width fits)"
+    add("--weights", type=Path, metavar="DIR", help=weights_help)
     options = parser.parse_args(arguments)
     if bool(options.to) != bool(options.out):
         parser.error("--to and --out go together")

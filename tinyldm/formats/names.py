@@ -139,7 +139,6 @@ OLD_ATTENTION_INSIDE = {"norm": "group_norm", "q": "query", "k": "key", "v": "va
 def diffusers_autoencoder(config: AutoencoderConfig, shapes: Shapes) -> Layout:
     """Our levels and blocks; `up`, which counts from the fine end, is turned round. Attention has two spellings."""
     is_old = any(name.endswith(".query.weight") for name in shapes)
-    inside = dict(AUTOENCODER_INSIDE)
     table = {}
     for half in ("encoder", "decoder"):
         table[f"{half}.norm_out"] = f"{half}.conv_norm_out"
@@ -155,7 +154,7 @@ def diffusers_autoencoder(config: AutoencoderConfig, shapes: Shapes) -> Layout:
             table[f"decoder.up.{level}.block.{i}"] = f"decoder.up_blocks.{last - level}.resnets.{i}"
         table[f"encoder.down.{level}.downsample.conv"] = f"encoder.down_blocks.{level}.downsamplers.0.conv"
         table[f"decoder.up.{level}.upsample.conv"] = f"decoder.up_blocks.{last - level}.upsamplers.0.conv"
-    return lambda name: Source(translated(name, table, inside))
+    return lambda name: Source(translated(name, table, AUTOENCODER_INSIDE))
 
 
 def translated(name: str, table: dict[str, str], inside: dict[str, str]) -> str:
@@ -180,17 +179,17 @@ def numbers(shapes: Shapes, pattern: str) -> set[int]:
 def unet_sizes(shapes: Shapes, prefix: str) -> UNetConfig:
     """What the shapes tell, and what they can't: 8 heads in 1.x, heads 64 wide in 2.x, 32 groups in both."""
     blocks = re.escape(prefix) + r"input_blocks\.(\d{1,3})\."
-    steps = [*sorted(numbers(shapes, blocks + r"0\.op\.weight")), max(numbers(shapes, blocks)) + 1]
-    firsts = [1, *(step + 1 for step in steps[:-1])]  # the first block of each level
+    ends = [*sorted(numbers(shapes, blocks + r"0\.op\.weight")), max(numbers(shapes, blocks)) + 1]
+    firsts = [1, *(end + 1 for end in ends[:-1])]  # the first block of each level
     crosses = numbers(shapes, blocks + r"1\.transformer_blocks\.0\.attn2\.to_k\.weight")
-    some = f"{prefix}input_blocks.{min(crosses)}.1."
-    is_2x = len(shapes[some + "proj_in.weight"]) == 2
+    first_attention = f"{prefix}input_blocks.{min(crosses)}.1."
+    is_2x = len(shapes[first_attention + "proj_in.weight"]) == 2
     return UNetConfig(
         latent_channels=shapes[prefix + "out.2.weight"][0],
         channels=tuple(shapes[f"{prefix}input_blocks.{first}.0.out_layers.3.weight"][0] for first in firsts),
         attention=tuple(first in crosses for first in firsts),
-        blocks=steps[0] - 1,
-        context_width=shapes[some + "transformer_blocks.0.attn2.to_k.weight"][1],
+        blocks=ends[0] - 1,
+        context_width=shapes[first_attention + "transformer_blocks.0.attn2.to_k.weight"][1],
         heads=None if is_2x else 8,
         head_width=64 if is_2x else None,
         linear_projections=is_2x,
@@ -211,8 +210,8 @@ def text_sizes(shapes: Shapes, layout: Layout) -> CLIPTextConfig:
     """CLIP's heads are 64 wide. OpenCLIP's last layer is left out, as in Stable Diffusion 2.x, if the file has it."""
     is_open_clip = layout("text_model.encoder.layers.0.self_attn.q_proj.weight").qkv is not None
     vocabulary_size, width = shapes[layout("text_model.embeddings.token_embedding.weight").name]
-    last = layout("text_model.encoder.layers.0.layer_norm1.weight").name
-    layers = max(numbers(shapes, re.escape(last).replace(r"\.0\.", r"\.(\d{1,3})\.", 1))) + 1
+    first_norm = layout("text_model.encoder.layers.0.layer_norm1.weight").name
+    layers = max(numbers(shapes, re.escape(first_norm).replace(r"\.0\.", r"\.(\d{1,3})\.", 1))) + 1
     return CLIPTextConfig(
         vocabulary_size=vocabulary_size,
         length=shapes[layout("text_model.embeddings.position_embedding.weight").name][0],

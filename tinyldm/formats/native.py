@@ -54,8 +54,8 @@ def save_checkpoint(folder: str | Path, model: LatentDiffusion, dtype: torch.dty
     write_merges(folder / "merges.txt", model.tokenizer.merges)
 
 
-def read_native(path: Path, weights: WeightsFile, prediction: str | None) -> Checkpoint:
-    """Raises InputError if prediction contradicts the file, and KeyError, TypeError or ValueError if it is broken."""
+def read_native(path: Path, weights: WeightsFile, flag: str | None) -> Checkpoint:
+    """flag: --prediction. InputError if it contradicts the file; KeyError, TypeError, ValueError if that is broken."""
     config = json.loads(weights.metadata[METADATA])
     for values in config.values():
         if isinstance(values, dict):
@@ -74,7 +74,7 @@ def read_native(path: Path, weights: WeightsFile, prediction: str | None) -> Che
         "tinyldm checkpoint",
         weights.paths,
         **parts,
-        prediction=known_prediction(path, schedule.prediction, "its metadata", prediction),
+        prediction=known_prediction(path, schedule.prediction, "its metadata", flag),
         schedule=schedule,
         scale=float(config["scale"]),
         length=config["tokenizer"]["length"],

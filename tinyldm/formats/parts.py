@@ -133,7 +133,7 @@ class Checkpoint:
         return {"text_encoder": self.text_encoder, "unet": self.unet, "autoencoder": self.autoencoder}
 
     @property
-    def merges(self) -> Path | None:
+    def merges_file(self) -> Path | None:
         """The tokenizer's, wherever they lie."""
         return find_merges(self.path)
 
@@ -143,7 +143,7 @@ class Checkpoint:
         Raises InputError if the merges are missing or of another vocabulary, or if weights are missing, unknown,
         misshaped or not finite.
         """
-        if (merges := self.merges) is None:
+        if (merges := self.merges_file) is None:
             raise InputError(f"no merges.txt with {self.path}, and its tokenizer needs one; get it with: {GET_MERGES}")
         networks = {name: part.build() for name, part in self.parts.items()}
         tokenizer = Tokenizer(read_merges(merges), length=self.length, pad=self.pad)

@@ -16,8 +16,8 @@ LEARNED = "expected an embedding file, as train.py or diffusers write it"
 class Other(NamedTuple):
     """A kind of file, and what to do with it."""
 
-    names: str  # how a name that gives it away begins
-    what: str  # it then is
+    pattern: str  # of the beginning of a name that gives it away
+    what: str  # the file, in words
     for_weights: str | None = LOADABLE  # to someone who gave it as a checkpoint; None: that may be right
     for_word: str = LEARNED  # to someone who gave it as an embedding
 
@@ -72,7 +72,7 @@ def what_else(names: Iterable[object]) -> tuple[Other, str] | None:
     known = [name for name in names if isinstance(name, str)]
     for other in OTHERS:
         for name in known:
-            if re.match(other.names, name[:200]):  # cut, so that no name can keep the pattern busy
+            if re.match(other.pattern, name[:200]):  # cut, so that no name can keep the pattern busy
                 return other, name
     return None
 

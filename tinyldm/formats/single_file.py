@@ -39,8 +39,8 @@ OF_20_BASE = Prediction(  # 2.1-base and 2.1 have the same shapes
 )
 
 
-def read_single_file(path: Path, weights: WeightsFile, prediction: str | None) -> Checkpoint:
-    """Raises InputError if it is something else, or if prediction contradicts what it states."""
+def read_single_file(path: Path, weights: WeightsFile, flag: str | None) -> Checkpoint:
+    """Raises InputError if it is something else, or if flag, --prediction, contradicts what it states."""
     shapes = weights.shapes
     check_is_checkpoint(path, shapes)
     is_2x = any(name.startswith(OPEN_CLIP) for name in shapes)
@@ -53,7 +53,7 @@ def read_single_file(path: Path, weights: WeightsFile, prediction: str | None) -
         found = error.args[0] if isinstance(error, KeyError) else error
         raise InputError(f"{path} lacks weights that tell its sizes ({found}); {LOADABLE}, or copy it again") from error
     keys = keys_by_part(shapes)
-    prediction = predicted(path, weights.metadata, is_2x, prediction)
+    prediction = predicted(path, weights.metadata, is_2x, flag)
     return Checkpoint(
         path,
         "single file",

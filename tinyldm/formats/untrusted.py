@@ -31,7 +31,7 @@ TENSOR_NAMES = (
     r"collections OrderedDict|(__builtin__|builtins) set|torch \w+Storage|torch\.nn\.parameter Parameter"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
 )
-# And beside them the rest of a training run: the settings and counters of its optimizer.
+# And beside them the rest of a training run: the settings and counters of its optimiser.
 TRAINING_NAMES = (
     r"torch (Size|device|bool|b?float\d+|u?int\d+)|collections (defaultdict|Counter)|(__builtin__|builtins) dict"
     r"|pytorch_lightning\.callbacks\.model_checkpoint ModelCheckpoint"
@@ -45,15 +45,15 @@ class LightningCallback:
 class Limits(NamedTuple):
     """What a kind of file may hold."""
 
-    description: int  # bytes, at most, of a safetensors header or a pickle. Parsed, they take many times more
-    names: re.Pattern[str]  # the functions and classes that a pickle may name, "module name"
+    max_description: int  # bytes of a safetensors header or a pickle. Parsed, they take many times more
+    allowed_names: re.Pattern[str]  # the functions and classes that a pickle may name, "module name"
     classes: list  # what stands for them, as torch.serialization.safe_globals takes it, where PyTorch would refuse them
     advice: str  # to someone whose pickle names more
 
 
 WEIGHTS = Limits(
-    description=10_000_000,  # Stable Diffusion's names and shapes take 150 kB, training tools add notes
-    names=re.compile(f"{TENSOR_NAMES}|{TRAINING_NAMES}"),
+    max_description=10_000_000,  # Stable Diffusion's names and shapes take 150 kB, training tools add notes
+    allowed_names=re.compile(f"{TENSOR_NAMES}|{TRAINING_NAMES}"),
     classes=[(LightningCallback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")],
     advice="get the .safetensors of this checkpoint",
 )
@@ -84,7 +84,7 @@ def open_weights(path: Path) -> WeightsFile:
 
 
 def container(path: Path) -> str:
-    """ "safetensors", "PyTorch", "PNG", "empty" or "unknown": told by content.
+    """What a file is, told by its content: "safetensors", "PyTorch", "PNG", "empty" or "unknown".
 
     Files get renamed, and a pickle that is called .safetensors must not be mistaken for a safe one.
     """
@@ -108,8 +108,8 @@ def container(path: Path) -> str:
 def open_safetensors(path: Path, limits: Limits) -> WeightsFile:
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if header > min(limits.description, path.stat().st_size):
-        expected = f"expected at most {limits.description} and no more than the file has"
+    if header > min(limits.max_description, path.stat().st_size):
+        expected = f"expected at most {limits.max_description} and no more than the file has"
         raise InputError(f"{path} claims a header of {header} bytes, {expected}: it is another kind of file, or broken")
     with naming(path):
         file = safe_open(path, "pt")  # its parser checks that the tensors cover the file's bytes, each byte once
@@ -146,7 +146,7 @@ def open_pickle(path: Path) -> WeightsFile:
     content = load_pickle(path, WEIGHTS)
     content = content if isinstance(content, dict) else {}
     notes = {str(name): str(value) for name, value in content.items() if isinstance(value, (int, float, str))}
-    content = content.get("state_dict", content)  # Lightning wraps the weights, beside its optimizer's
+    content = content.get("state_dict", content)  # Lightning wraps the weights, beside its optimiser's
     tensors = plain_tensors(content)
     if not tensors and isinstance(content, dict):
         groups = {name: plain_tensors(items) for name, items in content.items()}
@@ -183,8 +183,8 @@ def load_pickle(path: Path, limits: Limits) -> object:
             is_zip = file.read(4) == ZIP  # as PyTorch tells them, for a file can be both
             if is_zip:
                 check_zip(path)
-            for name in pickled_names(file, is_zip, limits.description):
-                if not limits.names.fullmatch(name):
+            for name in pickled_names(file, is_zip, limits.max_description):
+                if not limits.allowed_names.fullmatch(name):
                     raise InputError(f"{path} {why_not_named(name.replace(' ', '.'), limits)}")
             file.seek(0)
             mapped = is_zip and path.suffix != ".safetensors"  # by its name PyTorch would take it for one
@@ -249,7 +249,7 @@ def why_not_named(name: str, limits: Limits) -> str:
 
 def first_sentence(error: Exception) -> str:
     """What a parser says of a broken file, which can be whole paragraphs."""
-    message = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or "its pickle is broken"
+    message = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or "it is broken"
     printable = "".join(character if character.isprintable() else " " for character in message)
     return textwrap.shorten(printable.split(". ")[0], 150, placeholder="…")
 
