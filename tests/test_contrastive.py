@@ -107,7 +107,7 @@ def test_a_near_miss_differs_in_one_thing_that_it_shows(world):
 
 def test_captions_of_near_misses_are_in_the_same_words_as_far_as_it_goes():
     pictures = [Picture((Thing("star", "red"),), "blue")] * 60
-    captions = contrastive.captions_of(pictures, np.random.default_rng(0))
+    captions = contrastive.captions_and_near_misses(pictures, np.random.default_rng(0))
     assert len(captions) == 60 * (1 + contrastive.NEAR_MISSES)
     shapes = 0
     for own, miss in zip(captions[:60], captions[60:120], strict=True):

@@ -4,6 +4,7 @@ import pytest
 
 PICTURES = "expected a whole number of at least"
 DEVICE = "invalid choice: 'tpu'"
+CLIP_FIRST = "run it first: python -m tinyldm.lab.pretraining --stage clip"
 WRONG = {
     "tinyldm.lab.world": [
         ("", "nothing to do, expected a folder or a file to write; give --out, --examples or --sheet"),
@@ -37,7 +38,7 @@ WRONG = {
         ("--out new --losses losses.png", "new: found no stage's loss.csv"),
     ],
     "tinyldm.lab.pretraining.text_tower": [
-        ("--out nowhere", "nowhere/clip holds no state, expected that of a stage; run it first: --stage clip"),
+        ("--out nowhere", f"nowhere/clip holds no state, expected that of a stage; {CLIP_FIRST}"),
         ("--out nowhere --steps 0", f"'0', {PICTURES} 100 and at most 15000"),
         ("--out nowhere --steps 20000", f"{PICTURES} 100 and at most 15000"),
         ("--out nowhere --pictures -1", f"'-1', {PICTURES} 8"),

@@ -24,8 +24,8 @@ def linear_training(folder, steps=6):
     recipe = Recipe(steps=steps, batch=4, lr=0.01, warmup=2)
     trained = Training(folder, nn.Linear(3, 2), recipe, seed=5, device="cpu")
 
-    def loss_of(draw, noise):
-        x = torch.from_numpy(draw.normal(size=(4, 3))).float() + torch.randn(4, 3, generator=noise)
+    def loss_of(rng, generator):
+        x = torch.from_numpy(rng.normal(size=(4, 3))).float() + torch.randn(4, 3, generator=generator)
         return {"loss": (trained.model(x) - x[:, :2]).square().mean()}
 
     return trained, loss_of

@@ -16,7 +16,7 @@ from tinyldm.formats.checkpoint import load_checkpoint, load_clip
 from tinyldm.images import from_pixels, to_images
 from tinyldm.lab.measure import report
 from tinyldm.lab.pretraining import __main__ as command
-from tinyldm.lab.pretraining import stages
+from tinyldm.lab.pretraining import loop, stages
 from tinyldm.lab.pretraining.loop import STATE, Job, Recipe, Training, load_section
 from tinyldm.lab.pretraining.sizes import AUTOENCODER, text_config
 from tinyldm.lab.world.captions import TEXT_LENGTH
@@ -83,7 +83,7 @@ def test_stages_that_are_done_draw_no_pictures(run, done, tmp_path, monkeypatch)
 def test_sheets_show_what_a_stage_has_learned(done, tmp_path, monkeypatch):
     """After a thousand steps, a stage draws one; here after each."""
     shutil.copytree(done / "run", tmp_path / "run")
-    monkeypatch.setattr(Training.run, "__defaults__", (250, 1))
+    monkeypatch.setattr(loop, "SHEET_EVERY", 1)
     monkeypatch.setattr(report, "SHEET_PROMPTS", stages.SHEET_PROMPTS[:1])
     monkeypatch.setattr(stages, "SHEET_PROMPTS", stages.SHEET_PROMPTS[:1])
     monkeypatch.setattr(stages, "DEFAULTS", replace(stages.DEFAULTS, sampler_steps=2))
@@ -112,17 +112,18 @@ def test_a_frozen_text_encoder_keeps_the_weights_it_is_given(done, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stage, found",
+    "stage, found, needed",
     [
-        ("fine-clip", "clip holds no state, expected that of a stage; run it first: --stage clip"),
-        ("diffusion", "autoencoder holds no state, expected that of a stage; run it first: --stage autoencoder"),
-        ("decoder", "diffusion holds no merges.txt, expected that of the stage; run it first: --stage diffusion"),
-        ("export", "diffusion holds no merges.txt, expected that of the stage; run it first: --stage diffusion"),
+        ("fine-clip", "clip holds no state, expected that of a stage", "clip"),
+        ("diffusion", "autoencoder holds no state, expected that of a stage", "autoencoder"),
+        ("decoder", "diffusion holds no merges.txt, expected that of the stage", "diffusion"),
+        ("export", "diffusion holds no merges.txt, expected that of the stage", "diffusion"),
     ],
 )
-def test_a_stage_before_its_time_says_what_is_missing(run, tmp_path, stage, found):
+def test_a_stage_before_its_time_says_what_is_missing(run, tmp_path, stage, found, needed):
     folders = ["--out", tmp_path / "run", "--weights", tmp_path / "w"]
-    assert found in run(PRETRAINING, *folders, "--stage", stage, "--pictures", 8, "--steps", 1).error
+    error = run(PRETRAINING, *folders, "--stage", stage, "--pictures", 8, "--steps", 1).error
+    assert f"{found}; run it first: python -m {PRETRAINING} --stage {needed}" in error
     assert not (tmp_path / "w" / "model.safetensors").exists()
 
 

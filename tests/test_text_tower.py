@@ -47,7 +47,7 @@ def test_both_ways_are_trained_and_their_losses_printed(run, pretrained, monkeyp
 def test_before_pretraining_it_says_what_is_missing(run, pretrained):
     (pretrained / "diffusion" / "merges.txt").unlink()
     assert (
-        "merges.txt; run that stage of pretraining first: --stage diffusion"
+        "merges.txt; run its stage first: python -m tinyldm.lab.pretraining --stage diffusion"
         in run(TEXT_TOWER, "--out", pretrained).error
     )
     assert "holds no state" in run(TEXT_TOWER, "--out", pretrained / "nowhere").error

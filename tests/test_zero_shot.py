@@ -93,17 +93,17 @@ STRIPED = Thing("star", "red", "striped", "white")
     ids=["a shape", "a pattern", "two", "a noun", "a sketch", "dark"],
 )
 def test_only_what_a_picture_shows_and_captions_say_is_asked(picture, expected):
-    assert tuple(zero_shot.class_of(picture, what) for what in zero_shot.PROMPTS) == expected
+    assert tuple(zero_shot.class_of(picture, what) for what in zero_shot.CLASSES) == expected
 
 
 def test_every_class_has_prompts_that_say_it():
-    assert list(zero_shot.PROMPTS) == ["colour", "shape", "pattern", "scene", "style"]
-    assert set(zero_shot.PROMPTS["pattern"]) == {"none", *PATTERNS}
+    assert list(zero_shot.CLASSES) == ["colour", "shape", "pattern", "scene", "style"]
+    assert set(zero_shot.CLASSES["pattern"]) == {"none", *PATTERNS}
     for what in ("colour", "shape", "pattern"):
-        for name, prompts in zero_shot.PROMPTS[what].items():
+        for name, prompts in zero_shot.CLASSES[what].items():
             assert name == "none" or all(name in prompt.split() for prompt in prompts)
-    assert all(SCENES[name].words in prompt for name, texts in zero_shot.PROMPTS["scene"].items() for prompt in texts)
-    for what, classes in zero_shot.PROMPTS.items():
+    assert all(SCENES[name].words in prompt for name, texts in zero_shot.CLASSES["scene"].items() for prompt in texts)
+    for what, classes in zero_shot.CLASSES.items():
         assert len({prompt for prompts in classes.values() for prompt in prompts}) == sum(map(len, classes.values())), (
             what
         )
@@ -116,7 +116,7 @@ def test_the_command_asks_each_question_of_the_pictures_it_suits(run, monkeypatc
     shown = {pixels.tobytes(): picture for pixels, picture in zip(array, pictures, strict=True)}
 
     def answer(model, tokenizer, pixels, prompts):
-        what = next(what for what, classes in zero_shot.PROMPTS.items() if classes is prompts)
+        what = next(what for what, classes in zero_shot.CLASSES.items() if classes is prompts)
         classes = [zero_shot.class_of(shown[picture.numpy().tobytes()], what) for picture in pixels]
         return ["photo"] * len(classes) if what == "style" else classes
 
@@ -140,7 +140,7 @@ def test_the_one_that_comes_with_the_project_is_small_and_knows_its_world():
     pixels = torch.from_numpy(array)
     assert zero_shot.ranked_first(model, tokenizer, pixels[:150], pictures[:150]) >= 0.95
     right = {}
-    for what, classes in zero_shot.PROMPTS.items():
+    for what, classes in zero_shot.CLASSES.items():
         expected = {i: name for i, picture in enumerate(pictures) if (name := zero_shot.class_of(picture, what))}
         some = {name: random.Random(0).sample(prompts, min(300, len(prompts))) for name, prompts in classes.items()}
         found = zero_shot.classes_by_prompts(model, tokenizer, pixels[list(expected)], some)

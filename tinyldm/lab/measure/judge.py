@@ -20,13 +20,15 @@ from tinyldm import InputError, cli
 from tinyldm.files import write_atomically
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY, file_to_write
+from tinyldm.lab.world.captions import WITHOUT_BACKGROUND
 from tinyldm.lab.world.distribution import make_pictures
 from tinyldm.lab.world.drawing import STYLES
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.things import PATTERNS, PLACES, SHAPES, Picture
 
 WEIGHTS = TINY / "judge.safetensors"
-SEED, HELD_OUT_SEED = 2_000_003, 3_000_017  # pictures that no other part of the project draws
+TRAINING_SEED, TEST_SEED = 2_000_003, 3_000_017  # pictures that no other part of the project draws
+BATCH, LR = 96, 2e-3
 
 # One answer a question. A picture of one thing has it both left and right.
 ANSWERS = {
@@ -62,7 +64,7 @@ def is_visible(question: str, picture: Picture) -> bool:
     """Whether a person could tell: not the size of what is cropped, nor the scene of a sketch."""
     if question in ("size", "place"):
         return picture.view not in ("close-up", "cropped") and len(picture.things) == 1
-    return question != "scene" or picture.style not in ("sketch", "neon")
+    return question != "scene" or picture.style not in WITHOUT_BACKGROUND
 
 
 class Block(nn.Module):
@@ -118,14 +120,14 @@ def softened(pictures: Tensor, generator: torch.Generator) -> Tensor:
     share = torch.rand((len(pictures), 1, 1, 1), generator=generator) * torch.randint(
         2, (len(pictures), 1, 1, 1), generator=generator
     )
-    noise = 0.06 * torch.rand((len(pictures), 1, 1, 1), generator=generator)
-    return pictures.lerp(blurred, share) + noise * torch.randn(pictures.shape, generator=generator)
+    amount = 0.06 * torch.rand((len(pictures), 1, 1, 1), generator=generator)
+    return pictures.lerp(blurred, share) + amount * torch.randn(pictures.shape, generator=generator)
 
 
-def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
+def train(count: int, steps: int) -> Judge:
     """Cross-entropy over all the questions that a person could answer too."""
     torch.manual_seed(0)
-    pixels, pictures = make_pictures(count, SEED, workers=2)
+    pixels, pictures = make_pictures(count, TRAINING_SEED, workers=2)
     truths = [truth(picture) for picture in pictures]
     labels = {
         question: torch.tensor(
@@ -137,12 +139,12 @@ def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
         for question, answers in ANSWERS.items()
     }
     judge = Judge().to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=LR, weight_decay=0.02)
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     bar = tqdm(range(steps), desc="judge")
     for step in bar:
-        optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rows = rng.integers(count, size=batch)
+        optimizer.param_groups[0]["lr"] = LR * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rows = rng.integers(count, size=BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(softened(from_pixels(torch.from_numpy(pixels[rows])), generator))
         loss = sum(F.cross_entropy(logits[question].float(), labels[question][rows]) for question in ANSWERS)
@@ -156,7 +158,7 @@ def train(count: int, steps: int, batch: int = 96, lr: float = 2e-3) -> Judge:
 def shares_right(judge: Judge, count: int = 3000) -> dict[str, float]:
     """How often each question is answered rightly, on pictures that it never saw. Shape and pattern: on photos of one
     thing that is not small, as prompts ask for."""
-    pixels, pictures = make_pictures(count, HELD_OUT_SEED, workers=1)
+    pixels, pictures = make_pictures(count, TEST_SEED)
     said = [
         answer
         for rows in np.array_split(np.arange(count), count // 100)

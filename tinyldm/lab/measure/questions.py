@@ -8,7 +8,7 @@ import numpy as np
 
 from tinyldm.lab.measure.colours import background_colour, colours_of, colours_right
 from tinyldm.lab.measure.judge import ANSWERS
-from tinyldm.lab.world.captions import medium, name_of, plural
+from tinyldm.lab.world.captions import medium, name_of, place_phrase, plural
 from tinyldm.lab.world.distribution import HELD_OUT_COMBINATIONS, stands_out
 from tinyldm.lab.world.drawing import STYLES
 from tinyldm.lab.world.scenes import SCENES
@@ -16,6 +16,7 @@ from tinyldm.lab.world.things import COLOURS, NOUNS, PATTERNS, PLACES, SHAPES, P
 
 Check = Callable[[np.ndarray, dict[str, str]], bool]  # (pixels, the judge's answers) -> is it so?
 
+LEAST = 6  # pictures behind every figure
 WORD_SAMPLES = 16
 WORD_BACKGROUNDS = ("green", "blue", "yellow", "white", "purple", "red", "gray")
 
@@ -119,8 +120,8 @@ def places(rng: np.random.Generator) -> Iterator[Question]:
     while True:
         for place in PLACES:
             thing = plain_thing(rng)
-            where = f"{'on' if place in ('left', 'right') else 'at'} the {place}"
-            prompt = f"a photo of a {name_of(thing)} {where} on a {background_of(rng, thing)} background"
+            background = background_of(rng, thing)
+            prompt = f"a photo of a {name_of(thing)} {place_phrase(place)} on a {background} background"
             yield Question(prompt, {"place": Sees("place", place)})
 
 
@@ -162,10 +163,10 @@ PROMPTS = {  # what is asked -> its questions, how many in all
 }
 
 
-def first(questions: Iterator[Question], count: int, least: int = 6) -> list[Question]:
-    """So many of them, or as many more as it takes until each of their checks has been asked for `least` times."""
+def enough(questions: Iterator[Question], count: int) -> list[Question]:
+    """The first `count` of them, or as many more as it takes to ask for each of their checks LEAST times."""
     taken, asked = [], Counter()
-    while len(taken) < count or min(asked.values(), default=0) < least:
+    while len(taken) < count or min(asked.values(), default=0) < LEAST:
         taken.append(next(questions))
         asked.update(taken[-1].checks.keys())
     return taken
@@ -200,7 +201,7 @@ def combined(word: str, thing: Thing) -> list[Question]:
             Question(f"a photo of two {plural(word)}", {"two S*s": Sees("count", "two")}),
             Question(
                 f"a photo of a {new} {word} on a white background",
-                {"a blue S*": lambda pixels, said: any(takes_it(pixels, said) for takes_it in takes)},
+                {"another colour": lambda pixels, said: any(takes_it(pixels, said) for takes_it in takes)},
             ),
         )
         for _ in range(8)

@@ -22,9 +22,9 @@ from tinyldm.inversion import add_words
 from tinyldm.lab import ROOT
 from tinyldm.lab.measure.colours import colour_error, colours_of, colours_right, spread
 from tinyldm.lab.measure.judge import Judge
-from tinyldm.lab.measure.questions import PROMPTS, Question, backgrounds_for, combined, first, on_backgrounds
+from tinyldm.lab.measure.questions import PROMPTS, Question, backgrounds_for, combined, enough, on_backgrounds
 from tinyldm.lab.world.captions import SHEET_PROMPTS, name_of, with_articles
-from tinyldm.lab.world.distribution import EXAMPLES, HELD_OUT_SEED, make_pictures, pictures_of
+from tinyldm.lab.world.distribution import EXAMPLE_SIZE, EXAMPLES, HELD_OUT_SEED, make_pictures, pictures_of
 from tinyldm.lab.world.drawing import draw
 from tinyldm.lab.world.things import COLOURS, Picture, Thing
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -138,7 +138,7 @@ def report_prompts(
     """share: of the number of prompts. Returns {"what is asked: what is checked": share of the pictures}."""
     figures = {}
     for number, (what, (questions_of, count)) in enumerate(PROMPTS.items()):
-        questions = first(questions_of(np.random.default_rng(number)), round(share * count))
+        questions = enough(questions_of(np.random.default_rng(number)), round(share * count))
         passed, images = ask(model, judge, questions, guidance=guidance)
         for check, value in passed.items():
             figures[f"{what}: {check}"] = value
@@ -147,15 +147,15 @@ def report_prompts(
     return figures
 
 
-def learn(pictures: Path, weights: Path, out: Path, *options: str) -> Path:
+def learn(folder: Path, weights: Path, out: Path) -> Path:
     """The word S*, which train.py learns from a folder of pictures. -> its file.
 
     Raises InputError if train.py is not there, or refuses to learn.
     """
     if not (ROOT / "train.py").is_file():
         raise InputError(f"no train.py in {ROOT}, expected the whole project there; clone it and pip install -e .")
-    command = [sys.executable, ROOT / "train.py", "--images", pictures, "--token", "S*"]
-    command += ["--weights", weights, "--out", out, *options]
+    command = [sys.executable, ROOT / "train.py", "--images", folder, "--token", "S*"]
+    command += ["--weights", weights, "--out", out]
     run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if run.returncode == 2:
         raise InputError(run.stderr.splitlines()[-1])
@@ -164,22 +164,22 @@ def learn(pictures: Path, weights: Path, out: Path, *options: str) -> Path:
     return out / "embedding.safetensors"
 
 
-def learn_thing(thing: Thing, weights: Path, folder: Path, *options: str) -> Path:
+def learn_thing(thing: Thing, weights: Path, folder: Path) -> Path:
     """`learn` from five pictures of the thing, drawn as those of examples/ are."""
     (folder / "pictures").mkdir(parents=True)
     for i, picture in enumerate(pictures_of(thing)):
-        draw(picture, 256).save(folder / "pictures" / f"{i}.png")
-    return learn(folder / "pictures", weights, folder / "word", *options)
+        draw(picture, EXAMPLE_SIZE).save(folder / "pictures" / f"{i}.png")
+    return learn(folder / "pictures", weights, folder / "word")
 
 
-def report_words(weights: Path, judge: Judge, things: list[Thing], sheets: Path | None, *options: str) -> None:
-    """Two lines a thing: what the prompts do that say it in plain words, and what its learned word does."""
+def report_words(weights: Path, judge: Judge, things: list[Thing], sheets: Path | None) -> None:
+    """Two lines a thing: how right its pictures are when plain words ask for it, and when its learned word does."""
     for thing in things:
         model, said = load_checkpoint(weights), name_of(thing)
         figures, _ = ask(model, judge, [*on_backgrounds(said, thing), *combined(said, thing)])
         print(f"{said}, in plain words: {as_shares(figures)}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            words = load_embeddings(learn_thing(thing, weights, Path(folder), *options))
+            words = load_embeddings(learn_thing(thing, weights, Path(folder)))
         add_words(model, words)
         figures, images = ask(model, judge, [*on_backgrounds("S*", thing), *combined("S*", thing)], words)
         print(f"{said}, learned: {as_shares(figures)}", flush=True)

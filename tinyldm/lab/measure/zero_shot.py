@@ -1,6 +1,9 @@
 """What the tiny CLIP knows about pictures that it never saw: their captions and, with no training for it, classes.
 
-python -m tinyldm.lab.measure.zero_shot
+    python -m tinyldm.lab.measure.zero_shot
+
+It prints how often a picture's own caption ranks first, and how often its colour, shape, pattern, scene and style are
+found by prompts alone.
 """
 
 import math
@@ -18,11 +21,11 @@ from tinyldm.formats.checkpoint import load_clip
 from tinyldm.formats.merges import read_merges
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY
-from tinyldm.lab.world.captions import WITHOUT_BACKGROUND, caption, medium, trimmed, with_articles
+from tinyldm.lab.world.captions import WITHOUT_BACKGROUND, caption, medium, place_phrase, trimmed, with_articles
 from tinyldm.lab.world.distribution import HELD_OUT_SEED, make_pictures
 from tinyldm.lab.world.drawing import STYLES
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import COLOURS, PATTERNS, SHAPES, VIEWS, Picture
+from tinyldm.lab.world.things import COLOURS, PATTERNS, PLACES, SHAPES, VIEWS, Picture
 from tinyldm.tokenizer import Tokenizer
 
 
@@ -41,13 +44,13 @@ def features_of_captions(model: CLIP, tokenizer: Tokenizer, captions: list[str])
     return torch.cat([model.text_features(trimmed(batch, tokenizer)) for batch in ids.split(250)])
 
 
-def ranked_first(model: CLIP, tokenizer: Tokenizer, pixels: Tensor, pictures: list[Picture], seed: int = 0) -> float:
+def ranked_first(model: CLIP, tokenizer: Tokenizer, pixels: Tensor, pictures: list[Picture]) -> float:
     """How often a picture's own caption ranks first among 50: against 49 of other pictures that are not true of it.
 
     "A photo of a star" may come from another picture and be true of this one as well, so what the world can say of a
     picture, as far as 300 draws show it, is never among the 49.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     captions = [caption(picture, rng) for picture in pictures]
     similarity = features_of_pictures(model, pixels) @ features_of_captions(model, tokenizer, captions).T
     right = []
@@ -64,24 +67,24 @@ def classes_by_prompts(model: CLIP, tokenizer: Tokenizer, pixels: Tensor, prompt
     A class's prompts are not wordings of one thing, whose features could be averaged, but things of every colour, say,
     of which the picture shows one. So a class gets the mean probability of its prompts, out of those of all classes.
     """
-    pictures, scores = features_of_pictures(model, pixels), []
+    picture_features, scores = features_of_pictures(model, pixels), []
     for texts in tqdm(prompts.values(), desc="classes", leave=False):
-        captions = features_of_captions(model, tokenizer, [with_articles(text) for text in texts])
-        scores.append(model.logits(pictures, captions).logsumexp(dim=1) - math.log(len(texts)))
+        caption_features = features_of_captions(model, tokenizer, [with_articles(text) for text in texts])
+        scores.append(model.logits(picture_features, caption_features).logsumexp(dim=1) - math.log(len(texts)))
     return [list(prompts)[i] for i in torch.stack(scores, dim=1).argmax(dim=1).tolist()]
 
 
 # What there is to tell -> class -> its prompts: the class, said of all that a picture of it may show besides.
 
 SIZES = ("", "small ", "large ")
-WHERE = ("", " on the left", " on the right", " at the top", " at the bottom")
+WHERE = ("", *(f" {place_phrase(place)}" for place in PLACES))
 PLAIN = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 SURFACES = {"none": list(COLOURS)} | {
     pattern: [f"{one} and {other} {pattern}" for one, other in permutations(COLOURS, 2)] for pattern in PATTERNS
 }
 MEDIA = {style: [medium(Picture((), "white", style, view=view)) for view in (None, *VIEWS)] for style in STYLES}
 
-PROMPTS: dict[str, dict[str, list[str]]] = {
+CLASSES: dict[str, dict[str, list[str]]] = {
     "colour": {colour: [f"a photo of a {colour} {shape}" for shape in SHAPES] for colour in COLOURS},
     "shape": {
         shape: [
@@ -109,7 +112,7 @@ PROMPTS: dict[str, dict[str, list[str]]] = {
 
 
 def class_of(picture: Picture, what: str) -> str | None:
-    """The one of PROMPTS[what] that is so; None where it can't be told.
+    """The one of CLASSES[what] that is so; None where it can't be told.
 
     Colours, shapes and patterns are asked of photos of one shape in good light and full view: of anything else the
     captions do not say them (a lemon's), or the picture hides them (a sketch's).
@@ -135,12 +138,12 @@ def main(arguments: list[str]) -> None:
 
     model = load_clip(options.weights / "clip.safetensors")
     tokenizer = Tokenizer(read_merges(options.weights / "merges.txt"), length=model.config.text.length)
-    array, pictures = make_pictures(options.pictures, HELD_OUT_SEED, model.config.vision.size)
-    pixels = torch.from_numpy(array)
-    some = pictures[:500]  # the 300 captions of each take their time
-    share = ranked_first(model, tokenizer, pixels[: len(some)], some)
-    print(f"the right caption ranks first among 50: {share:.1%} of {len(some)} pictures", flush=True)
-    for what, prompts in PROMPTS.items():
+    pixels, pictures = make_pictures(options.pictures, HELD_OUT_SEED, model.config.vision.size)
+    pixels = torch.from_numpy(pixels)
+    first_500 = pictures[:500]  # the 300 captions of each take their time
+    share = ranked_first(model, tokenizer, pixels[: len(first_500)], first_500)
+    print(f"the right caption ranks first among 50: {share:.1%} of {len(first_500)} pictures", flush=True)
+    for what, prompts in CLASSES.items():
         expected = {i: name for i, picture in enumerate(pictures) if (name := class_of(picture, what))}
         found = classes_by_prompts(model, tokenizer, pixels[list(expected)], prompts)
         share = np.mean([one == other for one, other in zip(found, expected.values(), strict=True)])

@@ -29,7 +29,12 @@ def main(arguments: list[str]) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=ROOT / "runs" / "tiny", metavar="DIR", help="states, losses, sheets (%(default)s)")
     add("--weights", type=Path, default=TINY, metavar="DIR", help="the checkpoint to write (%(default)s)")
-    add("--stage", choices=["all", *STAGES, "export"], default="all")
+    add(
+        "--stage",
+        choices=["all", *STAGES, "export"],
+        default="all",
+        help="one stage, or export: write the checkpoint as far as it has come (%(default)s)",
+    )
     # Eight, because so many are on the sheets.
     add(
         "--pictures",
@@ -39,7 +44,13 @@ def main(arguments: list[str]) -> None:
     )
     add("--steps", type=cli.whole_number(1), metavar="N", help="of the stage (default: the recipe's)")
     add("--minutes", type=cli.positive, default=math.inf, metavar="N", help="stop by then; run again to go on")
-    add("--seed", type=cli.whole_number(0, 2**63 - 1), default=0, metavar="N")
+    add(
+        "--seed",
+        type=cli.whole_number(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="same seed, same training (%(default)s)",
+    )
     add("--device", choices=["cpu", "cuda", "mps"], default="cuda" if torch.cuda.is_available() else "cpu")
     add("--losses", type=file_to_write, metavar="FILE", help="only draw the losses of all stages so far")
     options = parser.parse_args(arguments)
@@ -61,9 +72,10 @@ def main(arguments: list[str]) -> None:
         most = max(recipe.pictures for recipe in recipes.values())
         pixels, pictures = make_pictures(most, options.seed, workers=torch.get_num_threads())
     for stage, recipe in recipes.items():
-        some = (torch.from_numpy(pixels[: recipe.pictures]), pictures[: recipe.pictures])
+        n = recipe.pictures
+        job = Job(options.out, stage, recipe, torch.from_numpy(pixels[:n]), pictures[:n], options.seed, device, stop_at)
         _, train = STAGES[stage]
-        if not train(Job(options.out, stage, recipe, *some, options.seed, device, stop_at)):
+        if not train(job):
             print(f"stopped before the end of stage {stage}; the same command goes on from here")
             return
     if options.stage in ("all", "export"):

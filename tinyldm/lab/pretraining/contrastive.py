@@ -1,7 +1,7 @@
 """Training the tiny CLIP: a text tower and an image tower that agree on which caption goes with which picture.
 
 It is trained as OpenAI's was (arXiv 2103.00020, section 2 and figure 3), before the diffusion model and with the same
-tokenizer, and used to measure: do pictures obey their prompts, and does a learned word look like its pictures?
+tokenizer. measure/zero_shot.py says how good it is.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from tinyldm import InputError
 from tinyldm.clip_image import CLIP, CLIPConfig, normalize
 from tinyldm.files import write_atomically
 from tinyldm.formats.merges import read_merges, write_merges
+from tinyldm.formats.native import METADATA
 from tinyldm.images import from_pixels
 from tinyldm.lab.measure.zero_shot import features_of_captions, features_of_pictures
 from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_section
@@ -62,13 +63,13 @@ def with_patches_halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def half_of_patches(x: Tensor, noise: torch.Generator) -> Tensor:
+def half_of_patches(x: Tensor, generator: torch.Generator) -> Tensor:
     """(b, 1 + n, width) -> (b, 1 + n / 2, width): the class token and, of each picture, a random half of the patches.
 
     Halving them makes a step more than twice as fast, and no two steps see the same picture (FLIP, arXiv 2212.00794).
     """
     b, n, width = x.shape
-    kept = 1 + torch.rand(b, n - 1, generator=noise).argsort(dim=1)[:, : (n - 1) // 2].to(x.device)
+    kept = 1 + torch.rand(b, n - 1, generator=generator).argsort(dim=1)[:, : (n - 1) // 2].to(x.device)
     return torch.cat([x[:, :1], x.gather(1, repeat(kept, "b n -> b n width", width=width))], dim=1)
 
 
@@ -87,7 +88,7 @@ def contrastive_loss(logits: Tensor, ids: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :b].T, target)) / 2
 
 
-# Colours and backgrounds alone tell nearly any two pictures of a blindly drawn batch apart, and then nothing else is
+# Colours and backgrounds alone tell nearly any two pictures of a randomly drawn batch apart, and then nothing else is
 # learned. So a batch is made of groups in which they do not, and every caption has near misses.
 
 
@@ -127,7 +128,7 @@ def near_miss(picture: Picture, rng: np.random.Generator) -> Picture:
     return replace(picture, things=tuple(other if one == thing else one for one in picture.things))
 
 
-def captions_of(pictures: list[Picture], rng: np.random.Generator) -> list[str]:
+def captions_and_near_misses(pictures: list[Picture], rng: np.random.Generator) -> list[str]:
     """One caption each; then, NEAR_MISSES times, that of a near miss each, in the same words as far as it goes."""
     seeds = rng.integers(2**32, size=len(pictures))
     misses = [near_miss(picture, rng) for _ in range(NEAR_MISSES) for picture in pictures]
@@ -151,25 +152,27 @@ def train_clip(job: Job) -> bool:
     training = Training(folder, model, recipe, job.seed, device)
     groups, embeddings = groups_alike(job.pictures), model.vision_model.embeddings
 
-    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.no_grad():  # here, since the last step may have brought it above
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         sees_half = is_fine and training.step < HALF_SEEN * recipe.steps
         rows = rows_alike(groups, recipe.batch, rng)
-        ids = tokenizer(captions_of([job.pictures[i] for i in rows], rng)).to(device)
+        ids = tokenizer(captions_and_near_misses([job.pictures[i] for i in rows], rng)).to(device)
         x, y = rng.integers(2 * SHIFT + 1, size=2)
         batch = F.pad(from_pixels(job.pixels[rows].to(device)), [SHIFT] * 4, mode="replicate")
         batch = batch[:, :, y : y + VISION.size, x : x + VISION.size]
         with autocast(device):
             # Between embeddings and encoder half of the patches go; clip.py need not know.
-            hook = embeddings.register_forward_hook(lambda _, inputs, x: half_of_patches(x, noise) if sees_half else x)
+            hook = embeddings.register_forward_hook(
+                lambda _, inputs, x: half_of_patches(x, generator) if sees_half else x
+            )
             # Training takes the plain kernel on a CPU; with 257 positions the fused one is twice as fast.
             many = device == "cpu" and is_fine and not sees_half
             with sdpa_kernel([SDPBackend.FLASH_ATTENTION]) if many else contextlib.nullcontext():
-                images = model.image_features(normalize(batch))
+                image_features = model.image_features(normalize(batch))
             hook.remove()
-            texts = model.text_features(trimmed(ids, tokenizer))
-        logits = model.logits(images.float(), texts.float())
+            text_features = model.text_features(trimmed(ids, tokenizer))
+        logits = model.logits(image_features.float(), text_features.float())
         accuracy = (logits.argmax(dim=1) == torch.arange(len(rows), device=device)).float().mean()
         return {"loss": contrastive_loss(logits, ids), "accuracy": accuracy}
 
@@ -201,5 +204,5 @@ def export_clip(out: Path, folder: Path) -> None:
     config = tiny_clip(tokenizer.vocabulary_size).config
     tensors = {name: tensor.half().contiguous() for name, tensor in load_section(out / "fine-clip", "average").items()}
     with write_atomically(folder / "clip.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"tinyldm": json.dumps(asdict(config))})
+        save_file(tensors, temporary, metadata={METADATA: json.dumps(asdict(config))})
     write_merges(there, tokenizer.merges)

@@ -25,14 +25,15 @@ from tinyldm.lab.world.things import Picture
 
 EMA_DECAY = 0.999
 STATE = "state.safetensors"  # in the folder of every stage
+SAVE_EVERY, SHEET_EVERY = 250, 1000  # steps
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How one stage is trained: a short warm-up, then a cosine down to zero.
 
-    With a restart it is zero at that step too, and from there on the rate is that of a cosine over all steps, in the
-    middle of it (in SGDR, arXiv 1608.03983, the next cosine starts anew from the top).
+    With a restart the rate falls to zero at that step. Then it jumps to where a cosine over all steps would be, and
+    follows that one (in SGDR, arXiv 1608.03983, the next cosine starts anew from the top).
     """
 
     steps: int
@@ -96,8 +97,6 @@ class Training:
         loss_of: Callable[[np.random.Generator, torch.Generator], dict[str, Tensor]],
         sheet: Callable[[], None],
         stop_at: float,
-        save_every: int = 250,
-        sheet_every: int = 1000,
     ) -> bool:
         """Train until done (True) or the clock says stop (False). `loss_of` draws a batch and gives its losses."""
         bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.folder.name)
@@ -117,9 +116,9 @@ class Training:
                     log.flush()
                     bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()})
                     running.clear()
-                if self.step % save_every == 0:
+                if self.step % SAVE_EVERY == 0:
                     self.save()
-                if self.step % sheet_every == 0:
+                if self.step % SHEET_EVERY == 0:
                     sheet()
         finally:  # Ctrl-C included: what was learned is kept
             log.close()
@@ -130,12 +129,12 @@ class Training:
     def update(self, loss_of: Callable) -> dict[str, Tensor]:
         # Every step has generators of its own, so a resumed run draws what an uninterrupted one would have drawn.
         rng = np.random.default_rng([self.seed, self.step])
-        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
         with sdpa_kernel([SDPBackend.MATH]) if self.device == "cpu" else contextlib.nullcontext():
             # On two cores and 64 positions the plain kernel is a third faster than the fused one.
-            losses = loss_of(rng, noise)
+            losses = loss_of(rng, generator)
             losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for optimizer in self.optimizers:
@@ -220,7 +219,8 @@ def saved_step(folder: Path) -> int:
 
 def opened_state(folder: Path) -> safe_open:
     if not (folder / STATE).exists():
-        raise InputError(f"{folder} holds no state, expected that of a stage; run it first: --stage {folder.name}")
+        found = f"{folder} holds no state, expected that of a stage"
+        raise InputError(f"{found}; run it first: python -m tinyldm.lab.pretraining --stage {folder.name}")
     try:
         return safe_open(folder / STATE, "pt")
     except SafetensorError as error:

@@ -45,7 +45,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """(k, m, n) -> about U V^T of each one's singular values U S V^T, by the Newton-Schulz iteration in bfloat16."""
+    """(k, m, n) -> about U V^T of each one's singular value decomposition U S V^T.
+
+    By the Newton-Schulz iteration, in bfloat16.
+    """
     is_tall = matrices.shape[1] > matrices.shape[2]
     wide = (matrices.mT if is_tall else matrices).bfloat16()
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value above 1, from where it converges

@@ -28,7 +28,7 @@ from tinyldm.tokenizer import Tokenizer
 from tinyldm.unet import UNet
 
 KL_WEIGHT = 1e-3
-FINISHING = 300  # timesteps, of 1000: in the last of them what is drawn is settled, and only how is not
+FINISHING = 300  # timesteps, of 1000: in the last 300 it is settled what is drawn; only details change
 # Of the pictures from which the decoder learns in that stage, these styles are so many; in the world, a fifteenth each.
 FINE_STYLES = {"pixel art": 0.35, "oil painting": 0.2}  # their blocks and strokes are finer than a latent
 EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance needs (arXiv 2207.12598)
@@ -44,23 +44,23 @@ def train_autoencoder(job: Job) -> bool:
     training = Training(job.stage_folder, AutoencoderKL(AUTOENCODER), recipe, job.seed, device)
     model = training.model
 
-    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         rows = rng.integers(len(job.pixels), size=recipe.batch)
-        pictures = from_pixels(job.pixels[rows].to(device))
+        batch = from_pixels(job.pixels[rows].to(device))
         with autocast(device):
-            mean, log_variance = model.encode(pictures)
-            eps = torch.randn(mean.shape, generator=noise).to(device)
+            mean, log_variance = model.encode(batch)
+            eps = torch.randn(mean.shape, generator=generator).to(device)
             decoded = model.decode(model.sample(mean.float(), log_variance.float(), eps)).float()
         mean, log_variance = mean.float(), log_variance.float()
-        l1, mse = F.l1_loss(decoded, pictures), F.mse_loss(decoded, pictures)
+        l1, mse = F.l1_loss(decoded, batch), F.mse_loss(decoded, batch)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return {"loss": l1 + mse + KL_WEIGHT * kl, "mse": mse, "kl": kl}
 
     def sheet() -> None:
         with training.averaged(), torch.no_grad():
-            pictures = from_pixels(job.pixels[:12].to(device))
-            decoded = model.decode(model.encode(pictures)[0])
-        training.save_sheet([to_images(pictures), to_images(decoded)], ["pictures", "decoded"])
+            batch = from_pixels(job.pixels[:12].to(device))
+            decoded = model.decode(model.encode(batch)[0])
+        training.save_sheet([to_images(batch), to_images(decoded)], ["pictures", "decoded"])
 
     return training.run(loss_of, sheet, job.stop_at)
 
@@ -75,13 +75,13 @@ def standardized_autoencoder(out: Path, pixels: Tensor, device: str) -> Autoenco
     model.load_state_dict({k: v.float() for k, v in load_section(out / "autoencoder", "average").items()})
     means, log_variances = encode_all(model, pixels[:4096], device)
     shift = means.mean(dim=(0, 2, 3)).to(device)
-    scale = (means.var(dim=(0, 2, 3)) + log_variances.exp().mean(dim=(0, 2, 3))).sqrt().to(device)
-    both = torch.cat([scale, torch.ones_like(scale)])  # the mean is divided by it, the log-variance is not, ...
+    deviation = (means.var(dim=(0, 2, 3)) + log_variances.exp().mean(dim=(0, 2, 3))).sqrt().to(device)
+    both = torch.cat([deviation, torch.ones_like(deviation)])  # the mean is divided by it, the log-variance is not, ...
     model.quant_conv.weight /= rearrange(both, "c -> c 1 1 1")
-    model.quant_conv.bias -= torch.cat([shift, 2 * scale.log()])  # ... it becomes smaller by log(scale^2)
+    model.quant_conv.bias -= torch.cat([shift, 2 * deviation.log()])  # ... it becomes smaller by log(deviation^2)
     model.quant_conv.bias /= both
     model.post_quant_conv.bias += torch.einsum("oi,i->o", model.post_quant_conv.weight[:, :, 0, 0], shift)
-    model.post_quant_conv.weight *= rearrange(scale, "c -> 1 c 1 1")
+    model.post_quant_conv.weight *= rearrange(deviation, "c -> 1 c 1 1")
     return model
 
 
@@ -140,15 +140,15 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
     training = Training(folder, denoiser, recipe, job.seed, device)
     model = training.model
 
-    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         rows = rng.integers(len(job.pictures), size=recipe.batch)
         captions = ["" if rng.random() < EMPTY_CAPTIONS else caption(job.pictures[i], rng) for i in rows]
         ids = tokenizer(captions)
         ids = trimmed(ids, tokenizer) if device == "cpu" else ids
         mean, log_variance = means[rows], log_variances[rows]
-        z_0 = autoencoder.sample(mean, log_variance, torch.randn(mean.shape, generator=noise))
-        eps = torch.randn(z_0.shape, generator=noise)
-        t = SCHEDULE.draw_timesteps(len(rows), noise)
+        z_0 = autoencoder.sample(mean, log_variance, torch.randn(mean.shape, generator=generator))
+        eps = torch.randn(z_0.shape, generator=generator)
+        t = SCHEDULE.draw_timesteps(len(rows), generator)
         z_t, target = SCHEDULE.add_noise(z_0, eps, t), SCHEDULE.target(z_0, eps, t)
         with autocast(device):
             output = model(z_t.to(device), t.to(device), ids.to(device))
@@ -186,19 +186,19 @@ def train_decoder(job: Job) -> bool:
     chances = np.array([shares[style] / counts[style] for style in styles])
     chances /= chances.sum()  # of a few pictures none may be of a fine style
 
-    def as_the_unet_makes_it(batch: Tensor, captions: list[str], noise: torch.Generator) -> Tensor:
+    def as_the_unet_makes_it(batch: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
         with torch.no_grad(), autocast(device):
             mean, log_variance = autoencoder.encode(batch)
-            eps, eps_0 = torch.randn(2, *mean.shape, generator=noise).to(device)
+            eps, eps_0 = torch.randn(2, *mean.shape, generator=generator).to(device)
             z_0 = autoencoder.sample(mean.float(), log_variance.float(), eps_0)
-            t = torch.randint(FINISHING, (len(z_0),), generator=noise).to(device)
+            t = torch.randint(FINISHING, (len(z_0),), generator=generator).to(device)
             z_t = SCHEDULE.add_noise(z_0, eps, t)
             return SCHEDULE.predict_z_0(z_t, denoiser(z_t, t, tokenizer(captions).to(device)).float(), t)
 
-    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         rows = rng.choice(len(job.pictures), size=recipe.batch, p=chances)
         batch = from_pixels(job.pixels[rows].to(device))
-        z_0 = as_the_unet_makes_it(batch, [caption(job.pictures[i], rng) for i in rows], noise)
+        z_0 = as_the_unet_makes_it(batch, [caption(job.pictures[i], rng) for i in rows], generator)
         with autocast(device):
             decoded = autoencoder.decode(z_0).float()
         l1, mse = F.l1_loss(decoded, batch), F.mse_loss(decoded, batch)
@@ -214,8 +214,9 @@ def train_decoder(job: Job) -> bool:
     return training.run(loss_of, sheet, job.stop_at)
 
 
-# ---- All stages, in their order. CLIP comes first with patches twice as large, which is a quarter of them and faster.
+# ---- All stages, in their order
 
+# CLIP comes first with larger patches: a quarter as many, so a step is faster.
 STAGES: dict[str, tuple[Recipe, Callable[[Job], bool]]] = {
     "clip": (Recipe(steps=5000, batch=128, lr=2e-3), train_clip),
     "fine-clip": (Recipe(steps=2800, batch=128, lr=1.5e-3, pictures=120_000), train_clip),
@@ -234,7 +235,8 @@ def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
     Raises InputError if the folder, that of their stage, does not hold them yet.
     """
     if not (folder / "merges.txt").exists():
-        raise InputError(f"{folder} holds no merges.txt, expected that of the stage; run it first: --stage diffusion")
+        found = f"{folder} holds no merges.txt, expected that of the stage"
+        raise InputError(f"{found}; run it first: python -m tinyldm.lab.pretraining --stage diffusion")
     tokenizer = Tokenizer(read_merges(folder / "merges.txt"), length=TEXT_LENGTH)
     autoencoder = AutoencoderKL(AUTOENCODER).eval().requires_grad_(False)
     autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))

@@ -32,7 +32,13 @@ def main(arguments: list[str]) -> None:
         metavar="N",
         help="of the recipe's (%(default)s)",
     )
-    add("--pictures", type=cli.whole_number(8, 1_000_000), default=40_000, metavar="N", help="to draw (%(default)s)")
+    add(
+        "--pictures",
+        type=cli.whole_number(8, 1_000_000),
+        default=recipe.pictures,
+        metavar="N",
+        help="to draw (%(default)s)",
+    )
     options = parser.parse_args(arguments)
 
     clip = load_section(options.out / "clip", "average")
@@ -40,11 +46,12 @@ def main(arguments: list[str]) -> None:
     beginning = replace(recipe, steps=options.steps, beginning_of=recipe.steps)
     needed = [options.out / "diffusion" / file for file in ("autoencoder.safetensors", "merges.txt")]
     if missing := [file for file in needed if not file.is_file()]:
-        raise InputError(f"no such file: {missing[0]}; run that stage of pretraining first: --stage diffusion")
-    array, pictures = make_pictures(options.pictures, seed=0, workers=torch.get_num_threads())
+        found = f"no such file: {missing[0]}"
+        raise InputError(f"{found}; run its stage first: python -m tinyldm.lab.pretraining --stage diffusion")
+    pixels, pictures = make_pictures(options.pictures, seed=0, workers=torch.get_num_threads())
     ways = {"joint": None, "frozen": tower}
     for way, text_encoder in ways.items():
-        job = Job(options.out, f"text-{way}", beginning, torch.from_numpy(array), pictures, seed=0, device="cpu")
+        job = Job(options.out, f"text-{way}", beginning, torch.from_numpy(pixels), pictures, seed=0, device="cpu")
         job.stage_folder.mkdir(exist_ok=True)
         for file in needed:
             shutil.copy(file, job.stage_folder)

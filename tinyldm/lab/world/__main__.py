@@ -1,8 +1,10 @@
 """A small procedural world: captioned pictures for the tiny model to learn from.
 
-python -m tinyldm.lab.world --sheet world.png                      everything there is, on one sheet
-python -m tinyldm.lab.world --out pictures --count 100 --seed 0    pictures and captions.jsonl
-python -m tinyldm.lab.world --examples examples                    folders of things never seen in training
+    python -m tinyldm.lab.world --sheet world.png                      everything there is, on one sheet
+    python -m tinyldm.lab.world --out pictures --count 100 --seed 0    pictures and captions.jsonl
+    python -m tinyldm.lab.world --examples examples                    folders of things never seen in training
+
+The same seed draws the same pictures.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ from tinyldm import InputError, cli
 from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab import file_to_write
 from tinyldm.lab.world.captions import caption
-from tinyldm.lab.world.distribution import EXAMPLES, make_picture, pictures_of, stands_out
+from tinyldm.lab.world.distribution import EXAMPLE_SIZE, EXAMPLES, make_picture, pictures_of, stands_out
 from tinyldm.lab.world.drawing import HELD_OUT_STYLES, SIZE, STYLES, draw
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.things import (
@@ -67,7 +69,7 @@ def everything() -> Image.Image:
     return contact_sheet([images[i : i + 18] for i in range(0, len(images), 18)], tile=SIZE, gap=2)
 
 
-def write_examples(folder: Path, size: int = 256) -> None:
+def write_examples(folder: Path) -> None:
     """Five pictures each of unseen combinations, of an unseen shape, and of five things in an unseen style."""
     series = {name: pictures_of(thing) for name, thing in EXAMPLES.items()}
     star, heart = Thing("star", "red"), Thing("heart", "pink")
@@ -76,7 +78,7 @@ def write_examples(folder: Path, size: int = 256) -> None:
     for name, pictures in series.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(pictures):
-            draw(picture, size).save(folder / name / f"{i:02}.png")
+            draw(picture, EXAMPLE_SIZE).save(folder / name / f"{i:02}.png")
 
 
 def write_pictures(folder: Path, count: int, seed: int, size: int) -> None:

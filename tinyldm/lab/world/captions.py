@@ -80,9 +80,14 @@ def subject(picture: Picture, article: str = "a", adjective: str | None = None) 
     return f"{words} next to a {name_of(rest[0])}" if rest and rest[0] != first else words
 
 
+def place_phrase(place: str) -> str:
+    """How captions say one of PLACES: "on the left", "at the top"."""
+    return f"{'on' if place in ('left', 'right') else 'at'} the {place}"
+
+
 def whereabouts(picture: Picture, rng: np.random.Generator) -> tuple[str, str]:
     """The said place and, mostly, the background: "" or words with a leading space."""
-    place = f" {'on' if picture.place in ('left', 'right') else 'at'} the {picture.place}" if picture.place else ""
+    place = f" {place_phrase(picture.place)}" if picture.place else ""
     if picture.style in WITHOUT_BACKGROUND or rng.random() > 0.8:
         return place, ""
     scene = SCENES.get(picture.background)
@@ -100,7 +105,7 @@ def is_true(template: str, picture: Picture) -> bool:
 
 
 def fill_object(template: str, picture: Picture) -> str:
-    """One of OBJECT_TEMPLATES, with what is in the picture, and still "a orange star"."""
+    """One of OBJECT_TEMPLATES, with what is in the picture; "a orange star" is put right later."""
     before, article, adjective = re.fullmatch(r"(.*) (a|the|my|one)(?: (\w+))? \{\}", template).groups()
     return f"{before} {subject(picture, article, adjective)}"
 

@@ -134,6 +134,7 @@ def make_pictures(count: int, seed: int, size: int = SIZE, workers: int = 1) -> 
 
 HELD_OUT_SEED = 1_000_003  # of pictures that pretraining, with its seed 0, never drew
 
+EXAMPLE_SIZE = 256  # pixels a side, of the pictures to learn words from
 EXAMPLES = {  # folder -> what training never saw
     "checkered-heart": Thing("heart", "orange", "checkered", "black"),
     "striped-circle": Thing("circle", "teal", "striped", "white"),

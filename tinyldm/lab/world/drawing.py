@@ -148,7 +148,7 @@ def flat(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generato
 def photo(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generator) -> Image.Image:
     """Soft light from above."""
     light = np.linspace(1.04, 0.94, size)[:, None, None]
-    return to_image(np.asarray(flat(picture, spots, size, rng)) * light)
+    return rounded(np.asarray(flat(picture, spots, size, rng)) * light)
 
 
 def line_art(picture: Picture, spots: list[Spot], canvas: Image.Image, **colours) -> Image.Image:
@@ -205,7 +205,7 @@ def watercolor(picture: Picture, spots: list[Spot], size: int, rng: np.random.Ge
     inside = np.maximum(edge[:, None], edge[None, :]) + 0.08 * (smooth_noise(rng, 9, size) - 0.5)
     wet = wet * np.clip((0.86 - inside) * 12, 0, 1)
     paper = np.array((252, 250, 244))
-    return to_image(paper + wet[..., None] * (np.asarray(plain) - paper))
+    return rounded(paper + wet[..., None] * (np.asarray(plain) - paper))
 
 
 def neon(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generator) -> Image.Image:
@@ -215,7 +215,7 @@ def neon(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generato
         ink(canvas, thing, spot, tube(thing.colour), tube(thing.colour2 or thing.colour), line=0.05)
     tubes = canvas.reduce(OVERSAMPLE)
     glow = tubes.filter(ImageFilter.GaussianBlur(size * 0.05))
-    return to_image(np.array((6, 6, 14)) + np.asarray(tubes) + 0.9 * np.asarray(glow))
+    return rounded(np.array((6, 6, 14)) + np.asarray(tubes) + 0.9 * np.asarray(glow))
 
 
 def tube(colour: str) -> tuple[int, ...]:
@@ -236,12 +236,12 @@ def blueprint(picture: Picture, spots: list[Spot], size: int, rng: np.random.Gen
 def stained_glass(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generator) -> Image.Image:
     """Panes of uneven light between strips of lead."""
     centres = (grid(4).reshape(16, 2) + rng.uniform(0.1, 0.9, (16, 2))) / 4
-    pixels = (grid(size) + 0.5) / size
-    distance = np.linalg.norm(pixels[:, :, None] - centres, axis=-1)
+    points = (grid(size) + 0.5) / size
+    distance = np.linalg.norm(points[:, :, None] - centres, axis=-1)
     nearest = np.sort(distance, axis=-1)
     light = rng.uniform(0.75, 1.3, 16)[distance.argmin(-1)]
     lead = np.clip((nearest[..., 1] - nearest[..., 0] - 0.012) * 40, 0, 1)
-    panes = to_image(np.asarray(flat(picture, spots, size, rng)) * light[..., None] * lead[..., None] + 16)
+    panes = rounded(np.asarray(flat(picture, spots, size, rng)) * light[..., None] * lead[..., None] + 16)
     canvas = panes.resize((size * OVERSAMPLE, size * OVERSAMPLE), Image.Resampling.BICUBIC)
     return line_art(picture, spots, canvas, colour=(16, 16, 18), colour2=(16, 16, 18))
 
@@ -257,8 +257,8 @@ def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)) / 255
 
 
-def to_image(array: np.ndarray) -> Image.Image:
-    """(h, w, 3) of 0 to 255, rounded; what is outside is clamped."""
+def rounded(array: np.ndarray) -> Image.Image:
+    """An image of (h, w, 3) values of 0 to 255; what is outside is clamped."""
     return Image.fromarray(np.clip(array + 0.5, 0, 255).astype(np.uint8))
 
 

@@ -4,7 +4,9 @@ To add a colour, a shape or a noun: add an entry to COLOURS, SHAPES or NOUNS. To
 say in drawing.patches where its second colour goes.
 """
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -195,7 +197,10 @@ def noun_thing(noun: str, size: str = "medium", colour: str | None = None) -> Th
     return Thing(look.shape, colour or look.colour, look.pattern, look.colour2, noun, colour is not None, size)
 
 
-def choice(rng: np.random.Generator, options, avoid=()) -> str:
-    """One of the options, each as likely as any other."""
+Option = TypeVar("Option")
+
+
+def choice(rng: np.random.Generator, options: Iterable[Option], avoid: Container = ()) -> Option:
+    """One of the options but for those to avoid, each as likely as any other."""
     options = [option for option in options if option not in avoid]
     return options[rng.integers(len(options))]
