@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     )
     learned = [load_embeddings(file, checkpoint.text_encoder.config.width) for file in options.embedding]
 
-    model = checkpoint.load(device, cli.choose_dtype(options.dtype, device))
+    model, model_hash = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()[:10]
+    del checkpoint  # it would keep its file mapped into memory
     model.check_size(sampling.height, sampling.width)
     words: dict[str, Tensor] = {}
     for words_of_file in learned:
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
     # Every picture is written as soon as its batch is done.
     options.out.mkdir(parents=True, exist_ok=True)
-    model_hash, images = checkpoint.sha256()[:10], []
+    images: list[Image.Image] = []
     for image in sampled(model, prompts, words, sampling, options):
         text = parameters(prompts[len(images)], options.seed + len(images), sampling, model_hash, options)
         save_image(image, options.out / f"{len(images):04d}.png", {"parameters": text})

@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
     fill_in_defaults(options, checkpoint.defaults)
     images = [image for _, image in read_images(options.images, options.size)]
-    model = checkpoint.load(device, cli.choose_dtype(options.dtype, device))
+    model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
+    del checkpoint  # it would keep its file mapped into memory
     model.check_size(options.size, options.size)
 
     # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
     optimizer = torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0)
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
 
-    run = Run(options, checkpoint.sha256(), vectors, optimizer)
+    run = Run(options, weights_sha256, vectors, optimizer)
     run.resume() if options.resume else run.start(images)
     for step in run.steps(model):
         # Add noise to the latents and let the model, which reads the word, say what was added.
