@@ -135,12 +135,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--vectors", type=cli.whole_number(1), metavar="N", help="vectors to learn (default: as many as --init gives)")
     add("--property", choices=list(TEMPLATES), default="object", help="what the pictures share (%(default)s)")
     add("--templates", type=Path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
-    add(
-        "--steps",
-        type=cli.whole_number(1),
-        metavar="N",
-        help="default, as for the next four: the checkpoint's own",
-    )
+    add("--steps", type=cli.whole_number(1), metavar="N", help="default, as for the next four: the checkpoint's own")
     add("--batch", type=cli.whole_number(1), metavar="N")
     add("--lr", type=cli.positive, metavar="RATE", help="of the first step; it falls to 0 in a straight line")
     add("--size", type=cli.whole_number(1), metavar="PIXELS", help="pictures are cropped and resized to this square")
