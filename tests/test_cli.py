@@ -1,4 +1,4 @@
-"""Which device and dtype the scripts choose."""
+"""What all commands share: text that is safe to print, device and dtype."""
 
 import pytest
 import torch
@@ -35,3 +35,20 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
     with pytest.raises(InputError, match=r"--device cuda is not available here; found .*cpu; try --device auto"):
         cli.choose_device("cuda")
     assert cli.choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("a\x1b[2Jb\nc\r\u202ed", r"a\x1b[2Jb\nc\r\u202ed"),
+        ("\udcff", r"\udcff"),  # a byte of the command line that is no UTF-8
+        ("Bär 熊", "Bär 熊"),
+    ],
+)
+def test_what_a_stranger_wrote_is_shown_and_never_obeyed_by_the_terminal(text, shown):
+    assert cli.printable(text) == shown
+    assert cli.printable(InputError(text)) == shown
+
+
+def test_a_long_text_is_cut():
+    assert cli.printable("x" * 5000, most=10) == "xxxxxxxxx…"

@@ -46,15 +46,25 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     traceback."""
     name = program().removeprefix("-m ")
     warnings.simplefilter("once", UserWarning)
-    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {printable(message)}", file=sys.stderr)
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {printable(error)}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, …
         where = f": {error.filename}" if error.filename else ""
-        print(f"{name}: error: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"{name}: error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)
     sys.exit(2)
+
+
+def printable(text: object, most: int = 1000) -> str:
+    """One line that a terminal shows and never obeys: a stranger's file can hold line ends and escape codes.
+
+    most: characters; what is longer ends in "…".
+    """
+    text = str(text)
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 @contextmanager
