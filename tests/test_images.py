@@ -1,15 +1,17 @@
 """Pictures from files of every kind, to tensors and back, and contact sheets. All files here are real ones."""
 
+import os
 import struct
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from tinyldm import InputError
 from tinyldm.images import (
+    FORMATS,
     contact_sheet,
     find_images,
     read_image,
@@ -181,6 +183,34 @@ def test_what_is_no_picture_is_an_error_that_names_it(tmp_path):
     assert "can't be read" in one_line_error(read_image, tmp_path)
     Image.new("F", (4, 4), 0.5).save(tmp_path / "a.tif")
     assert "floating-point" in one_line_error(read_image, tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "eps"])
+def test_ghostscript_is_never_started(tmp_path, monkeypatch, suffix):
+    """Pillow takes an EPS by its content, whatever its name, and has ghostscript run the program that it is
+    (Ghostscript of PIL/EpsImagePlugin.py). Here gs is a script that leaves a trace."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not looked for yet
+    red_left_corner().save(tmp_path / "real.eps")
+    path = (tmp_path / "real.eps").rename(tmp_path / f"a.{suffix}")
+    assert "can't be read as a picture" in one_line_error(read_image, path)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PCX", "TGA", "XBM"])
+def test_a_format_that_is_not_listed_is_refused_by_its_content(tmp_path, kind):
+    red_left_corner().convert("1" if kind == "XBM" else "RGB").save(tmp_path / "a.png", format=kind)
+    assert "save it again as PNG or JPEG" in one_line_error(read_image, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])  # MPO: a JPEG with a second one behind it, of phones
+def test_every_format_is_read_whatever_the_name(tmp_path, kind):
+    second = {"save_all": True, "append_images": [red_left_corner()]} if kind == "MPO" else {}
+    red_left_corner().save(tmp_path / "a.png", format=kind, **second)
+    image = read_image(tmp_path / "a.png")
+    assert near(image.getpixel((8, 8)), RED, 30) and near(image.getpixel((40, 24)), BLUE, 30)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
