@@ -49,8 +49,10 @@ def main(arguments: list[str]) -> int:
         except InputError as error:
             raise InputError(f"{error}; --embedding FILE:WORD calls the word of a file WORD") from error
         words |= words_of_file
+    texts = {*prompts, options.negative}
+    used = {piece for text in texts for piece in model.tokenizer.split_placeholders(text)}
     for word in words:
-        if not any(word in prompt for prompt in prompts):
+        if word not in used:
             warnings.warn(f"no prompt uses {word}", stacklevel=1)
     model.tokenizer([*prompts, options.negative])  # a word that is cut off is an error now, not half-way
 

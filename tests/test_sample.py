@@ -125,6 +125,37 @@ def test_several_embeddings_compose(run, tmp_path):
 def test_an_embedding_no_prompt_uses_is_pointed_out(run, tmp_path):
     outcome = run("sample.py", "--prompt", PROMPT, "--embedding", a_word(tmp_path / "a.safetensors"), *FEW)
     assert outcome.status == 0 and "no prompt uses S*" in outcome.err
+    a_word(tmp_path / "cat.safetensors", "my-cat")
+    outcome = run("sample.py", "--prompt", "a photo of my-cats", "--embedding", "cat.safetensors", *FEW)
+    assert "no prompt uses my-cat" in outcome.err  # a word is no part of a longer one
+
+
+def test_a_word_in_the_negative_prompt_is_used(run, tmp_path):
+    file = a_word(tmp_path / "EasyNegative.safetensors", "EasyNegative")
+    plain = ("--prompt", PROMPT, *FEW)
+    words = ("--negative", "EasyNegative, blurry", "--embedding", file)
+    outcome = run("sample.py", *plain, *words, "--out", tmp_path / "new")
+    assert outcome.status == 0 and outcome.err == ""
+    run("sample.py", *plain, "--negative", "star, blurry", "--out", tmp_path / "old")
+    assert np.abs(pixels(tmp_path / "new" / "0000.png") - pixels(tmp_path / "old" / "0000.png")).max() <= 1
+
+
+def test_a_word_with_spaces_is_the_name_of_its_file(run, tmp_path):
+    (vectors,) = load_embeddings(a_word(tmp_path / "star.safetensors")).values()
+    save_embeddings(tmp_path / "my circle.pt", {"my circle": vectors}, "a1111")
+    outcome = run(
+        "sample.py",
+        "--prompt",
+        "a photo of a my circle",
+        "--embedding",
+        "my circle.pt",
+        *FEW,
+        "--out",
+        tmp_path / "new",
+    )
+    assert outcome.status == 0 and outcome.err == ""
+    run("sample.py", "--prompt", "a photo of a star", *FEW, "--out", tmp_path / "old")
+    assert np.abs(pixels(tmp_path / "new" / "0000.png") - pixels(tmp_path / "old" / "0000.png")).max() <= 1
 
 
 def test_the_tiny_checkpoint_obeys_a_prompt(run, tmp_path):

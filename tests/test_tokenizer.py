@@ -234,6 +234,10 @@ def test_the_longest_placeholder_wins_whatever_the_order(tokenizer):
         ("<cat>", "a<cat>x", True),
         ("*S", "a*S", True),
         ("*S", "*Son", False),
+        ("my cat", "a photo of my cat, red", True),  # file names, which A1111 and ComfyUI go by, have spaces
+        ("my cat", "a photo of my cats", False),
+        ("my cat", "a photo of tommy cat", False),
+        ("my cat", "a photo of my red cat", False),
     ],
 )
 def test_a_placeholder_is_never_found_inside_a_longer_word(tokenizer, token, prompt, found):
@@ -244,10 +248,12 @@ def test_a_placeholder_is_never_found_inside_a_longer_word(tokenizer, token, pro
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("", "without white space"),
-        ("   ", "without white space"),
-        ("my cat", "without white space"),
-        ("S*\n", "without white space"),
+        ("", "no white space but single spaces"),
+        ("   ", "no white space but single spaces"),
+        ("my  cat", "no white space but single spaces"),
+        ("my\tcat", "no white space but single spaces"),
+        (" cat", "no white space but single spaces"),
+        ("S*\n", "no white space but single spaces"),
         ("\x07", "visible characters"),
         ("&nbsp;", "visible characters"),
         ("cat", "already a word of the vocabulary"),

@@ -121,8 +121,9 @@ class Tokenizer:
 
     def add_placeholder(self, token: str, vectors: int = 1) -> list[int]:
         """Let `token` stand for `vectors` new ids, counted on from the end of the vocabulary; returns them."""
-        if not clean(token) or regex.search(r"\s", token):
-            raise InputError(f'the token is {token!r}, expected visible characters without white space; try "S*"')
+        if not clean(token) or token != " ".join(token.split()):
+            expected = "expected visible characters with no white space but single spaces between them"
+            raise InputError(f'the token is {token!r}, {expected}; try "S*"')
         if token in self.placeholders:
             raise InputError(f'the token "{token}" is already a placeholder; give each word a token of its own')
         if len(self.encode_plain(token)) == 1:
