@@ -66,25 +66,29 @@ def test_the_other_training_commands_run(run, tmp_path, words):
 def test_the_commands_for_a_public_checkpoint_run(run, tmp_path):
     """With a small random model in the file that README downloads, and small pictures."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
-    (download,) = README_DOWNLOADS
+    download, *downloads_of_words = README_DOWNLOADS
     folder = tmp_path / download[-1]
     folder.mkdir(parents=True)
     save_file(single_file("1.x"), folder / download[3])
     (folder / download[4]).parent.mkdir()
     write_merges((folder / download[4]).parent)
-    (train_command,), (sample_command,) = (commands(script, public=True) for script in ("train.py", "sample.py"))
-    training, sampling = train_command[2:], sample_command[2:]
-    assert training[:2] == sampling[:2] == ["--weights", download[-1]]
-    assert run("train.py", *training, *SHORT, "--size", 32).status == 0
-    assert run("sample.py", *sampling, "--height", 32, "--width", 32, "--steps", 2).status == 0
-    assert (tmp_path / "outputs" / "samples" / "0000.png").is_file()
+    for *_, repository, file, _, place in downloads_of_words:
+        (tmp_path / place).mkdir()
+        torch.save({f"<{Path(repository).name}>": torch.ones(128)}, tmp_path / place / file)
+    (training,), drawing = (commands(script, public=True) for script in ("train.py", "sample.py"))
+    assert all(words[2:4] == ["--weights", download[-1]] for words in (training, *drawing))
+    assert run("train.py", *training[2:], *SHORT, "--size", 32).status == 0
+    for words in drawing:
+        outcome = run("sample.py", *words[2:], "--height", 32, "--width", 32, "--steps", 2)
+        assert outcome.status == 0 and "no prompt uses" not in outcome.err
+    assert len(list((tmp_path / "outputs").glob("samples*/0000.png"))) == len(drawing) == 1 + len(downloads_of_words)
 
 
 def test_the_download_commands_are_those_that_errors_print():
     lines = [" ".join(words) for words in DOWNLOADS]
     assert GET_WEIGHTS in lines and GET_MERGES in lines
-    assert all(words in DOWNLOADS for words in README_DOWNLOADS)
-    for program, command, repository, *files, option, folder in DOWNLOADS:
+    assert README_DOWNLOADS[0] in DOWNLOADS  # the checkpoint; the others are words
+    for program, command, repository, *files, option, folder in DOWNLOADS + README_DOWNLOADS:
         assert (program, command, option) == ("hf", "download", "--local-dir")
         assert repository.count("/") == 1 and files and folder.startswith("weights")
 
@@ -96,7 +100,7 @@ def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, caps
     for words in (described, converted):
         assert embeddings.main(words[3:]) == 0
         assert "'S*'" in capsys.readouterr().out
-    draw = [words for words in COMMANDS if words[1] == "sample.py"][-1]
+    draw = commands("sample.py", public=False)[-1]
     outcome = run(*draw[1:], "--steps", 2)
     assert outcome.status == 0 and outcome.err == ""  # no warning that no prompt uses the word
 
