@@ -346,6 +346,14 @@ def test_every_layout_is_described(tmp_path, capsys):
     assert "model.safetensors: tinyldm checkpoint" in out and "pictures 64x64" in out
 
 
+def test_a_description_is_printed_escaped(tmp_path, capsys):
+    path = tmp_path / "red\x1b[31m\nred.safetensors"
+    path.symlink_to(WEIGHTS / "model.safetensors")
+    checkpoint.main([str(path)])
+    out = capsys.readouterr().out
+    assert r"red\x1b[31m\nred.safetensors: tinyldm checkpoint" in out and out.replace("\n", "").isprintable()
+
+
 def test_what_can_not_be_described_is_refused_in_one_line(run_process, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(b"no checkpoint")
     outcome = run_process("-m", "tinyldm.formats.checkpoint", tmp_path / "x.ckpt")
