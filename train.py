@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
 def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
     """The word before the first step, (vectors, width): a copy of --init's words, or of the vectors in its file."""
     # By the suffix, because a mistyped file name would be a phrase of a dozen tokens, and nobody would notice.
-    if not re.search(r"\.(safetensors|pt|bin|ckpt|png)(:|$)", options.init):
+    if not re.search(r"\.(safetensors|pt|bin|ckpt|png|webp)(:|$)", options.init):
         return vectors_of(model, options.init, options.vectors)
     words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
     file, _ = split_word(options.init)

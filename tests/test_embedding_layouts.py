@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,9 +19,13 @@ from helpers.embedding_files import (
     NAMED,
     WRITERS,
     a1111,
+    a1111_json,
+    as_a1111,
     as_kohya,
     as_onetrainer,
     as_paper,
+    as_png_text,
+    as_webp_pixels,
     hide,
     photograph,
     refusal,
@@ -175,10 +180,55 @@ def test_names_with_numbers_are_siblings_only_of_single_vectors_without_a_gap(tm
     assert shapes == {"a": 2, "a_1": 1, "b": 1, "b_2": 1, "c_1": 1}
 
 
-@pytest.mark.parametrize("name", [None, "", "*", 7])
-def test_an_a1111_file_without_a_word_is_called_after_the_file(tmp_path, name):
-    torch.save(a1111(rows(1), name), tmp_path / "cat.pt")
-    assert list(load_embeddings(tmp_path / "cat.pt")) == ["cat"]
+@pytest.mark.parametrize("name", [None, "", "*", 7, "bad-artist"])
+def test_an_a1111_file_is_called_after_the_file(tmp_path, name):
+    torch.save(a1111(rows(1), name), tmp_path / "bad-artist.pt")
+    with warnings.catch_warnings(action="error"):
+        assert list(load_embeddings(tmp_path / "bad-artist.pt")) == ["bad-artist"]
+
+
+@pytest.mark.parametrize(
+    ("write", "file", "word", "other"),
+    [
+        (as_a1111, "bad artist.pt", "bad artist", "<cat>"),
+        (as_png_text, "bad artist.png", "<cat>", "bad artist"),
+        (as_webp_pixels, "bad artist.webp", "<cat>", "bad artist"),
+    ],
+)
+def test_where_the_file_and_the_name_inside_differ_one_line_says_what_to_type(tmp_path, write, file, word, other):
+    """As load_from_file of A1111's modules/textual_inversion/textual_inversion.py: the file's name, in images the name
+    inside."""
+    write(tmp_path / file, rows(1))
+    with pytest.warns(UserWarning, match=f"type '{word}', not '{other}'") as told:
+        assert list(load_embeddings(tmp_path / file)) == [word]
+    assert len(told) == 1
+    with warnings.catch_warnings(action="error"):
+        for called in (word, other, "my-word"):
+            assert list(load_embeddings(f"{tmp_path / file}:{called}")) == [called]
+
+
+def test_a_lossy_image_has_lost_its_embedding(tmp_path):
+    picture = hide(photograph(), zlib.compress(a1111_json(a1111(rows(1)))))
+    for kind in ("WEBP", "JPEG"):
+        picture.save(tmp_path / "e.webp", kind, quality=90)
+        refusal(tmp_path / "e.webp")
+
+
+def test_a_word_of_the_concepts_library(tmp_path):
+    """sd-concepts-library/cat-toy: one row of the table under its token, as training_function of
+    sd_textual_inversion_training.ipynb (huggingface/notebooks, 2022) saves it. PyTorch's zips then held no more than
+    data.pkl, version and the numbers."""
+    table = nn.Embedding(300, 768).weight
+    content = saved({"<cat-toy>": table[299].detach().clone()})
+    old = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as new, zipfile.ZipFile(old, "w") as then:
+        for name in new.namelist():
+            if name.split("/", 1)[1] in ("data.pkl", "version", "data/0"):
+                then.writestr(name, new.read(name))
+    (tmp_path / "learned_embeds.bin").write_bytes(old.getvalue())
+    with warnings.catch_warnings(action="error"):
+        loaded = load_embeddings(tmp_path / "learned_embeds.bin", width=768)
+    assert list(loaded) == ["<cat-toy>"] and torch.equal(loaded["<cat-toy>"], table[299:].detach())
 
 
 # ---- Refusing
@@ -334,6 +384,12 @@ def png(picture, **text):
     return file.getvalue()
 
 
+def webp(picture):
+    file = io.BytesIO()
+    picture.save(file, "WEBP", lossless=True)
+    return file.getvalue()
+
+
 def png_of_size(width, height):
     """A header that promises many pixels, and a few bytes of them."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10**5)))]
@@ -430,6 +486,9 @@ HARMFUL = {
         lambda: safetensors({"S*": entry([1, 128], 0, 512)}, b"\x00\x00\x80\x7f" * 128),
         "infinite",
     ),
+    "WEBP of 9 million pixels": (lambda: webp(Image.new("RGB", (3000, 3000))), "has 3000 x 3000 pixels"),
+    "WEBP of long hidden bytes": (lambda: webp(hide(photograph(), zlib.compress(bytes(10**7)))), "hides more than"),
+    "WEBP of a picture": (lambda: webp(photograph()), "no embedding in it"),
     "PNG of a billion pixels": (lambda: png_of_size(60_000, 60_000), "can't be read"),
     "PNG of 100 million pixels": (lambda: png_of_size(10_000, 10_000), "has 10000 x 10000 pixels"),
     "PNG of 9 million pixels": (lambda: png(Image.new("RGB", (3000, 3000))), "has 3000 x 3000 pixels"),

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.embedding_files import WRITERS, a1111, as_a1111, as_kohya, as_tensor, refusal, rows
+from conftest import WEIGHTS
+from helpers.embedding_files import WRITERS, as_a1111, as_diffusers, as_kohya, as_tensor, refusal, rows
 
 from tinyldm import InputError, cli
 from tinyldm.formats import embeddings
 from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings, split_word
 from tinyldm.formats.merges import write_merges
+from tinyldm.tokenizer import SYMBOL_OF_BYTE
 
 # ---- Saving and loading
 
@@ -36,7 +38,9 @@ def test_what_is_saved_is_loaded_again(tmp_path):
         {},
         {"S*": torch.full((1, 8), torch.nan)},
         {"S*": torch.ones(1, 8), "T": torch.ones(1, 9)},
-        {"two words": torch.ones(1, 8)},
+        {"two  spaces": torch.ones(1, 8)},
+        {"two\nlines": torch.ones(1, 8)},
+        {" space": torch.ones(1, 8)},
         {"": torch.ones(1, 8)},
         {"__metadata__": torch.ones(1, 8)},
         {"*": torch.ones(1, 8)},  # would come back under the file's name
@@ -81,11 +85,11 @@ def test_every_tools_file_takes_a_word_of_the_users(tmp_path, write, suffix, wor
 
 
 def test_a_word_that_no_prompt_can_hold_asks_for_another(tmp_path):
-    as_tensor(tmp_path / "my cat.pt", rows(1))
-    assert ":my-word" in refusal(tmp_path / "my cat.pt")
-    assert list(load_embeddings(f"{tmp_path / 'my cat.pt'}:my-cat")) == ["my-cat"]
-    assert "''" in refusal(f"{tmp_path / 'my cat.pt'}:")
-    torch.save(a1111(rows(1), "\x1b[31mred"), tmp_path / "e.pt")
+    as_tensor(tmp_path / "my  cat.pt", rows(1))
+    assert ":my-word" in refusal(tmp_path / "my  cat.pt")
+    assert list(load_embeddings(f"{tmp_path / 'my  cat.pt'}:my-cat")) == ["my-cat"]
+    assert "''" in refusal(f"{tmp_path / 'my  cat.pt'}:")
+    torch.save({"\x1b[31mred": rows(1)}, tmp_path / "e.pt")
     assert "\x1b" not in refusal(tmp_path / "e.pt")
 
 
@@ -183,6 +187,29 @@ def test_diffusers_reads_what_we_write_and_encodes_it_alike(tmp_path, pipeline, 
     assert (ours - theirs).abs().max() < 1e-5
 
 
+@torch.no_grad()
+def test_diffusers_reads_words_with_capitals_by_their_lower_case_name(tmp_path, pipeline):
+    """What `--to diffusers` says to type. As the file has it, S* is found with transformers 5, but not with its other
+    vectors: _maybe_convert_prompt of diffusers' textual_inversion.py looks for "s*" among the added tokens."""
+    import transformers
+
+    vectors, tokenizer = rows(3, 16), pipeline.tokenizer
+    save_embeddings(tmp_path / "e.safetensors", {"S*": vectors})
+    encoded = {}
+    for word in ("S*", "s*"):
+        pipeline.load_textual_inversion(str(tmp_path), weight_name="e.safetensors", token=word)
+        prompt = pipeline.maybe_convert_prompt(f"a photo of {word}, a photo", tokenizer)
+        ids = tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        encoded[word] = pipeline.text_encoder(ids).last_hidden_state
+        pipeline.unload_textual_inversion(word)
+
+    pipeline.ours.add_placeholder("S*", 3)
+    ours = pipeline.encoder(pipeline.ours("a photo of S*, a photo"), vectors)
+    assert (ours - encoded["s*"]).abs().max() < 1e-5
+    works = int(transformers.__version__.split(".")[0]) < 5  # if ever it does again, the warning can go
+    assert ((ours - encoded["S*"]).abs().max() < 1e-5) == works
+
+
 # ---- python -m tinyldm.formats.embeddings
 
 
@@ -210,18 +237,29 @@ def test_every_format_converts_to_every_other(command, write, suffix, word, to):
     status, printed, _ = command(f"file-of-cats{suffix}", "--to", to, "--out", out)
     assert status == 0 and printed.startswith(f"wrote {out}: ")
     loaded = load_embeddings(out)
-    assert list(loaded) == [word if to != "kohya" else "file-of-cats"]
+    assert list(loaded) == [word if to not in ("a1111", "kohya") else "file-of-cats"]
     assert torch.equal(*loaded.values(), rows(2))
 
 
 def test_conversion_merges_and_renames(command):
-    as_a1111(Path("a.pt"), rows(1))
+    as_a1111(Path("cat.pt"), rows(1))
     as_kohya(Path("b.safetensors"), rows(2))
-    assert command("a.pt", "b.safetensors:<b>", "--to", "diffusers", "--out", "ab.safetensors")[0] == 0
+    assert command("cat.pt", "b.safetensors:<b>", "--to", "diffusers", "--out", "ab.safetensors")[0] == 0
     assert command("ab.safetensors", "--to", "paper", "--out", "ab.pt")[0] == 0
     loaded = load_embeddings("ab.pt")
-    assert loaded.keys() == {"<cat>", "<b>"}
-    assert torch.equal(loaded["<cat>"], rows(1)) and torch.equal(loaded["<b>"], rows(2))
+    assert loaded.keys() == {"cat", "<b>"}
+    assert torch.equal(loaded["cat"], rows(1)) and torch.equal(loaded["<b>"], rows(2))
+
+
+def test_a_word_whose_vectors_diffusers_would_lose_is_pointed_out(command):
+    """By the name that works, which test_diffusers_reads_words_with_capitals_by_their_lower_case_name tries."""
+    save_embeddings("e.safetensors", {"S*": rows(3)})
+    status, _, errors = command("e.safetensors", "--to", "diffusers", "--out", "new.safetensors")
+    assert status == 0 and errors.count("\n") == 1
+    assert 'load_textual_inversion("new.safetensors", token="s*"), and type s* in prompts' in errors
+    save_embeddings("one.safetensors", {"S*": rows(1), "<s>": rows(2)})
+    assert command("one.safetensors", "--to", "diffusers", "--out", "2.safetensors")[2] == ""  # nothing is lost
+    assert command("e.safetensors", "--to", "kohya", "--out", "3.safetensors")[2] == ""
 
 
 @pytest.mark.parametrize(
@@ -242,7 +280,7 @@ def test_conversion_merges_and_renames(command):
     ],
 )
 def test_a_wrong_command_is_one_line(command, words, complaint):
-    as_a1111(Path("a.pt"), rows(1))
+    as_diffusers(Path("a.pt"), rows(1))
     as_tensor(Path("wide.pt"), rows(1, 1024))
     status, _, errors = command(*words)
     assert status == 2 and complaint in errors and errors.count("\n") == 1
@@ -259,8 +297,6 @@ def test_description_without_weights(command):
 
 
 def test_description_beside_the_words_of_a_checkpoint(command, tiny):
-    from conftest import WEIGHTS
-
     table = tiny.text_encoder.table
     star, lemon = (table[tiny.tokenizer.encode(word)][0] for word in ("star", "lemon"))
     save_embeddings("e.safetensors", {"S*": torch.stack([3 * star, 2 * lemon + 0.1 * star])})
@@ -276,9 +312,16 @@ def test_description_beside_the_words_of_a_checkpoint(command, tiny):
     assert status == 2 and "width 768" in errors
 
 
-def test_the_tiny_checkpoint_is_compared_with_if_it_fits(command, tmp_path):
-    from conftest import WEIGHTS
+def test_what_files_say_is_printed_escaped(command, tiny):
+    """Every vocabulary holds the 256 bytes, so a file can bring a terminal's escape code among the nearest words."""
+    escape = tiny.text_encoder.table[tiny.tokenizer.id_of[SYMBOL_OF_BYTE[0x1B]]]
+    save_embeddings("e.safetensors", {"S*": escape})
+    status, printed, _ = command("e.safetensors", "--weights", WEIGHTS)
+    assert status == 0 and r"nearest \x1b 1.00" in printed
+    assert printed.replace("\n", "").isprintable()
 
+
+def test_the_tiny_checkpoint_is_compared_with_if_it_fits(command, tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "tiny").symlink_to(WEIGHTS)
     save_embeddings("e.safetensors", {"S*": torch.ones(1, 128)})

@@ -124,6 +124,11 @@ def as_png_pixels(path, vectors):
     hide(photograph(), zlib.compress(a1111_json(a1111(vectors)), 9)).save(path, "PNG")
 
 
+def as_webp_pixels(path, vectors):
+    """The same saved again by another program; load_from_file of textual_inversion.py reads .webp too."""
+    hide(photograph(), zlib.compress(a1111_json(a1111(vectors)), 9)).save(path, "WEBP", lossless=True)
+
+
 def as_kohya(path, vectors):
     """save_weights of train_textual_inversion.py."""
     if path.suffix == ".safetensors":
@@ -137,6 +142,11 @@ def as_onetrainer(path, vectors):
     save_file({"emp_params": vectors}, path)
 
 
+def as_clip_l(path, vectors):
+    """save_embeddings of examples/advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py."""
+    save_file({"clip_l": vectors}, path)
+
+
 def as_list(path, vectors):
     """What ComfyUI takes too: the vectors of all dictionaries together."""
     torch.save([{"<cat>": vectors[:1]}, {"<cat>": vectors[1:]}] if len(vectors) > 1 else [{"<cat>": vectors}], path)
@@ -146,7 +156,7 @@ def as_tensor(path, vectors):
     torch.save(vectors, path)
 
 
-NAMED, UNNAMED = "<cat>", "file-of-cats"  # the word in the file, else the file's name
+NAMED, UNNAMED = "<cat>", "file-of-cats"  # the word in the file, or the file's name if the tool goes by that
 WRITERS = [
     (as_diffusers, ".safetensors", NAMED),
     (as_diffusers, ".bin", NAMED),
@@ -155,13 +165,15 @@ WRITERS = [
     (as_flat_siblings, ".bin", NAMED),
     (as_paper, ".pt", UNNAMED),
     (as_paper_of_2022, ".pt", UNNAMED),
-    (as_a1111, ".pt", NAMED),
-    (as_a1111_before_pytorch_1_6, ".pt", NAMED),
+    (as_a1111, ".pt", UNNAMED),
+    (as_a1111_before_pytorch_1_6, ".pt", UNNAMED),
     (as_png_text, ".png", NAMED),
     (as_png_pixels, ".png", NAMED),
+    (as_webp_pixels, ".webp", NAMED),
     (as_kohya, ".safetensors", UNNAMED),
     (as_kohya, ".pt", UNNAMED),
     (as_onetrainer, ".safetensors", UNNAMED),
+    (as_clip_l, ".safetensors", UNNAMED),
     (as_list, ".pt", NAMED),
     (as_tensor, ".pt", UNNAMED),
 ]

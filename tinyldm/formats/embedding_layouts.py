@@ -4,10 +4,11 @@
                   {word: (width,), word_1: (width,), …}               diffusers, one entry a vector
                   {"emb_params": (vectors, width)}                    kohya's sd-scripts, invoke-training
                   {"emp_params": (vectors, width)}                    OneTrainer
+                  {"clip_l": (vectors, width)}                        diffusers' advanced script for SD 1.5
     PyTorch       any of these, a list of them, a bare tensor, and
                   {"string_to_param": {"*": …}, "name": word, …}      A1111's stable-diffusion-webui
                   {"string_to_param": ParameterDict(word: …), …}      the paper's embeddings.pt
-    PNG           A1111's dictionary as JSON, in a text chunk or in the picture's borders
+    PNG, WEBP     A1111's dictionary as JSON, in a PNG's text chunk or in the picture's borders
 
 The first bytes tell the container, not the file's name, since files get renamed. A new container goes into
 read_content, a new layout into words_of.
@@ -19,6 +20,7 @@ import base64
 import io
 import json
 import re
+import reprlib
 import warnings
 import zlib
 from collections.abc import Callable
@@ -44,8 +46,8 @@ from tinyldm.formats.untrusted import (
 )
 from tinyldm.tokenizer import ALPHABET, WORD_END
 
-MAX_JSON_BYTES = 2**22  # in a PNG; 75 vectors of width 1280 as text are 2 MB
-MAX_PIXELS = 2**22  # of a PNG
+MAX_JSON_BYTES = 2**22  # in an image; 75 vectors of width 1280 as text are 2 MB
+MAX_PIXELS = 2**22  # of an image
 EMBEDDING = Limits(
     max_description=2**20,  # an embedding has some hundred bytes of it
     allowed_names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's,
@@ -54,7 +56,7 @@ EMBEDDING = Limits(
 )
 
 NO_WORDS = "expected {token: (vectors, width)}, as train.py writes it"
-NAMELESS = ("*", "emb_params", "emp_params")  # keys under which the word itself is not said
+NAMELESS = ("*", "emb_params", "emp_params", "clip_l")  # keys under which the word itself is not said
 
 
 # ---- Reading the containers
@@ -71,20 +73,23 @@ def read_content(path: Path) -> object:
         return {name: file.read(name) for name in sorted(file.shapes)}  # its order changes from call to call
     if found == "PyTorch":
         return load_pickle(path, EMBEDDING)
-    if found == "PNG":
-        return read_png(path)
-    what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file nor a PNG"
+    if found == "image":
+        return read_image(path)
+    what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file nor a PNG or WEBP image"
     raise InputError(f"{path} is {what}: {LEARNED}")
 
 
-def read_png(path: Path) -> object:
-    """A1111's embedding image: the dictionary as JSON, in a text chunk and, for sites that drop it, in the pixels."""
+def read_image(path: Path) -> object:
+    """A1111's embedding image: the dictionary as JSON, in a text chunk and, for sites that drop it, in the pixels.
+
+    A1111 itself writes PNG only. A lossless WEBP keeps the pixels; in a lossy one, or an AVIF, they are lost.
+    """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG", "WEBP"]) as image:
             if image.width * image.height > MAX_PIXELS:  # so far only the header was read
                 found = f"has {image.width} x {image.height} pixels, an embedding image at most {MAX_PIXELS}"
                 raise InputError(f"{path} {found}: give the embedding file that belongs to it")
-            text = image.text.get("sd-ti-embedding")
+            text = getattr(image, "text", {}).get("sd-ti-embedding")  # a WEBP has no text chunks
             content = base64.b64decode(text) if text else hidden_bytes(np.asarray(image.convert("RGB")))
         if not content:
             raise InputError(f"{path} is a picture with no embedding in it: give the embedding file that belongs to it")
@@ -128,24 +133,33 @@ def hidden_bytes(pixels: np.ndarray) -> bytes | None:
 # ---- Reading the layouts
 
 
-def words_of(path: Path, content: object) -> list[tuple[str, Tensor]]:
+def words_of(
+    path: Path,
+    content: object,
+    called: str | None = None,  # what the user calls the word; None: a warning says what to type if that is in doubt
+) -> list[tuple[str, Tensor]]:
     """(word, its tensor) pairs in any of the layouts; a word named several times has the vectors of all, in order.
 
-    A word that the file does not say is its "name", else the file's name without the suffix. InputError if the content
-    is something else.
+    A word that the file does not say is the file's name without the suffix, as A1111, ComfyUI and kohya have it. A
+    "name" inside, which files keep when they are renamed, counts in images only, where A1111 goes by it
+    (load_from_file of modules/textual_inversion/textual_inversion.py). InputError if the content is something else.
     """
     parts = content if isinstance(content, list) else [{"*": content} if isinstance(content, Tensor) else content]
     pairs = []
     for part in parts:
         if not isinstance(part, dict) or not part:
             raise InputError(f"{path} holds no embedding: {NO_WORDS}")
-        name, words = None, part
+        name, words = path.stem, part
         if "string_to_param" in part:
-            name, words = part.get("name"), part["string_to_param"]
+            other, words = part.get("name"), part["string_to_param"]
             if isinstance(words, nn.ParameterDict):
                 words = vars(words).get("_parameters")  # as every version of PyTorch calls them
+            if isinstance(other, str) and other not in ("", name, *NAMELESS):
+                name, other = (other, name) if container(path) == "image" else (name, other)
+                if called is None:
+                    advice = "FILE:WORD calls it something else"
+                    warnings.warn(f"{path}: type {name!r}, not {reprlib.repr(other)}; {advice}", stacklevel=2)
         check_tensors(path, words)
-        name = name if isinstance(name, str) and name not in ("", *NAMELESS) else path.stem
         pairs += [(name if word in NAMELESS else word, tensor) for word, tensor in siblings_joined(words)]
     return pairs
 
@@ -154,7 +168,8 @@ def check_tensors(path: Path, words: object) -> None:
     """InputError unless this is {str: tensor} and no other kind of file by its keys."""
     if not isinstance(words, dict) or not words:
         raise InputError(f"{path} holds no word: {NO_WORDS}")
-    check_is_word(path, words)
+    if set(words) != {"clip_l"}:  # alone it is SD 1's; with others it is for the several text encoders of SDXL, …
+        check_is_word(path, words)
     for key, value in words.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             found = f"{type(key).__name__} -> {type(value).__name__}"

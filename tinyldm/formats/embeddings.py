@@ -6,11 +6,13 @@
     python -m tinyldm.formats.embeddings a.pt "b.png:<b>" --to diffusers --out ab.safetensors   merges several
 
 A file is one of any public tool: diffusers, the paper's, A1111's (.pt or embedding image), kohya's, invoke-training's,
-OneTrainer's. "FILE:WORD" calls its word WORD, or takes this one of several. What train.py writes is diffusers' format.
+OneTrainer's. The word of an A1111, ComfyUI or kohya file is the file's name. "FILE:WORD" calls a file's word WORD, or
+takes this one of several. What train.py writes is diffusers' format.
 """
 
 import os
 import reprlib
+import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,7 +70,7 @@ def load_embeddings(
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         found = f"has {size / 1e6:.0f} MB, an embedding only kilobytes"
         raise InputError(f"{path} {found}: if it is a checkpoint, give it as --weights")
-    pairs = words_of(path, read_content(path))
+    pairs = words_of(path, read_content(path), word)
     # A view can claim a thousand numbers where the file has one; so could a thousand words share one table.
     if (claimed := sum(tensor.numel() * tensor.element_size() for _, tensor in pairs)) > min(size, MAX_TENSOR_BYTES):
         found = f"claims {claimed} bytes of numbers, expected at most {min(size, MAX_TENSOR_BYTES)}"
@@ -129,9 +131,10 @@ def checked_vectors(
 def check_names(path: Path, words: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same words; InputError if one can't be typed in a prompt."""
     for word in words:
-        if word.split() != [word] or not word.isprintable():
-            found = f"{path}: the word {reprlib.repr(word)} can't stand in a prompt, expected no white space"
-            raise InputError(f'{found}; call it something else, as in "{path}:my-word"')
+        if not word or word != " ".join(word.split()) or not word.isprintable():
+            found = f"{path}: the word {reprlib.repr(word)} can't stand in a prompt"
+            expected = "expected visible characters and at most single spaces between them"
+            raise InputError(f'{found}, {expected}; call it something else, as in "{path}:my-word"')
     return words
 
 
@@ -158,7 +161,7 @@ def main(arguments: list[str]) -> int:
     vocabulary = read_vocabulary(weights) if weights else None
     for file in options.files:
         words = load_embeddings(file, width=vocabulary[0].shape[1] if options.weights else None)
-        print("\n".join(described(file, words, vocabulary)))
+        print("\n".join(map(cli.printable, described(file, words, vocabulary))))
     return 0
 
 
@@ -174,7 +177,14 @@ def convert(files: list[str], to: str, out: Path) -> None:
                 raise InputError(f"{found}; merge words of one kind of checkpoint only")
             words[word] = vectors
     save_embeddings(out, words, to)
-    print(f"wrote {out}: {listed(words)}; in prompts for {to} type {FORMATS[to].typed}")
+    print(cli.printable(f"wrote {out}: {listed(words)}; in prompts for {to} type {FORMATS[to].typed}"))
+    for word, vectors in words.items():
+        # Its pipeline types word, word_1, word_2, … for the word, once it has found it among the prompt's tokens. But
+        # transformers 5 gives these in lower case, in which it does not know the word.
+        if to == "diffusers" and len(vectors) > 1 and word != (lower := word.lower()):
+            lost = f"diffusers with transformers 5 reads only the first of the {len(vectors)} vectors of {word}"
+            advice = f'load it as load_textual_inversion("{out}", token="{lower}"), and type {lower} in prompts'
+            warnings.warn(f"{lost}, because of its capitals; {advice}", stacklevel=2)
 
 
 def read_vocabulary(weights: Path) -> Vocabulary:

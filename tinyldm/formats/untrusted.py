@@ -84,21 +84,21 @@ def open_weights(path: Path) -> WeightsFile:
 
 
 def container(path: Path) -> str:
-    """What a file is, told by its content: "safetensors", "PyTorch", "PNG", "empty" or "unknown".
+    """What a file is, told by its content: "safetensors", "PyTorch", "image", "empty" or "unknown".
 
     Files get renamed, and a pickle that is called .safetensors must not be mistaken for a safe one.
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            start = file.read(12)
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); expected a file of weights") from error
     if start[8:9] == b"{":  # a length in 8 bytes, then JSON
         return "safetensors"
     if start.startswith((b"PK", b"\x80")):  # torch.save: a zip; before PyTorch 1.6 a bare pickle
         return "PyTorch"
-    if start.startswith(b"\x89PNG"):
-        return "PNG"
+    if start.startswith(b"\x89PNG") or (start[:4], start[8:]) == (b"RIFF", b"WEBP"):
+        return "image"
     return "unknown" if start else "empty"
 
 
