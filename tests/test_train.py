@@ -119,9 +119,8 @@ def test_an_interrupt_in_the_last_preview_is_one_line_and_the_word_is_kept(run, 
 
     monkeypatch.setattr(running.Run, "preview", preview)
     outcome = run("train.py", "--images", HEART, *SHORT)
-    assert outcome.status == 130 and outcome.err.splitlines() == [
-        "train.py: stopped by SIGINT; what was saved before is kept"
-    ]
+    assert outcome.status == 130
+    assert outcome.err.strip() == "train.py: stopped by SIGINT; what was saved before is kept"
     assert (tmp_path / "outputs" / "S" / "embedding-000004.safetensors").exists()
 
 
