@@ -94,22 +94,20 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch
 
 
 def test_on_a_full_disk_a_run_stops_with_one_line_and_goes_on_when_there_is_room(run, tmp_path, monkeypatch):
-    whole, parts, log = tmp_path / "whole", tmp_path / "parts", running.Run.log
-    few = ("--images", HEART, *SHORT, "--init", "heart", "--out")
-    assert run("train.py", *few, whole).status == 0
+    monkeypatch.setattr(running.Run, "preview", lambda *_: None)
+    command = ("train.py", "--images", HEART, *SHORT, "--init", "heart", "--out", "o")
     with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
 
-        def log_on_a_filling_disk(self, loss):
+        def log_on_a_filling_disk(self, loss, log=running.Run.log):
             log(self, loss)
             if self.done == 3:  # the word fits, resume.safetensors does not
                 stack.enter_context(largest_file(3000))
 
         patch.setattr(running.Run, "log", log_on_a_filling_disk)
-        assert "resume.safetensors can't be written" in run("train.py", *few, parts).error
-    assert not list(parts.glob(".*"))
-    assert run("train.py", *few, parts, "--resume").status == 0
-    assert torch.equal(learned(parts), learned(whole))
-    assert (parts / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
+        assert "resume.safetensors can't be written" in run(*command).error
+    assert not list((tmp_path / "o").glob(".*"))
+    assert run(*command, "--resume").status == 0
+    assert [line.split(",")[0] for line in (tmp_path / "o" / "loss.csv").read_text().split()] == ["step", *"1234"]
 
 
 def test_an_interrupt_in_the_last_preview_is_one_line_and_the_word_is_kept(run, tmp_path, monkeypatch):
@@ -124,7 +122,8 @@ def test_an_interrupt_in_the_last_preview_is_one_line_and_the_word_is_kept(run, 
     assert (tmp_path / "outputs" / "S" / "embedding-000004.safetensors").exists()
 
 
-def test_resume_refuses_other_pictures_and_other_templates(run, tmp_path):
+def test_resume_refuses_other_pictures_and_other_templates(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(running.Run, "preview", lambda *_: None)
     shutil.copytree(HEART, tmp_path / "pictures")
     (tmp_path / "mine.txt").write_text("a {}\n")
     command = ("train.py", "--images", "pictures", *SHORT, "--templates", "mine.txt", "--out", "o")
