@@ -10,7 +10,7 @@ chunk named "parameters". Picture i starts from the noise of seed + i, whatever 
 
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.files import read_lines
+from tinyldm.files import check_unused, read_lines, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.images import contact_sheet, save_image, to_images
@@ -57,28 +57,33 @@ def main(arguments: list[str]) -> int:
     model.tokenizer([*prompts, options.negative])  # a word that is cut off is an error now, not half-way
 
     # Every picture is written as soon as its batch is done.
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.out = take_folder(options.out, Path("outputs/samples"))
     images: list[Image.Image] = []
-    for image in sampled(model, prompts, words, sampling, options):
-        text = parameters(prompts[len(images)], options.seed + len(images), sampling, model_hash, options)
-        save_image(image, options.out / f"{len(images):04d}.png", {"parameters": text})
-        images.append(image)
+    with cli.stop_on_signal() as stopping:
+        for image in sampled(model, prompts, words, sampling, options, stopping):
+            text = parameters(prompts[len(images)], options.seed + len(images), sampling, model_hash, options)
+            save_image(image, options.out / f"{len(images):04d}.png", {"parameters": text})
+            images.append(image)
     if images:
         rows = [images[i : i + options.num] for i in range(0, len(images), options.num)]
         save_image(contact_sheet(rows, labels=prompts[: len(images) : options.num]), options.out / "sheet.png")
     if len(images) < len(prompts):
         print(f"stopped: {len(images)} of {len(prompts)} pictures are in {options.out}")
-        return 130
+        return stopping()
     print(f"{len(images)} pictures and sheet.png in {options.out}")
     return 0
 
 
 def sampled(
-    model: LatentDiffusion, prompts: list[str], words: dict[str, Tensor], sampling: Sampling, options: Namespace
+    model: LatentDiffusion,
+    prompts: list[str],
+    words: dict[str, Tensor],
+    sampling: Sampling,
+    options: Namespace,
+    stopping: Callable[[], int],  # asked after every step of the sampler; if it is true, no more pictures come
 ) -> Iterator[Image.Image]:
-    """One picture for each prompt, a batch at a time, a progress bar beside them. Ctrl-C ends them at once."""
-    bar = tqdm(total=sampling.steps * -(-len(prompts) // BATCH), desc="sampling")
-    with bar, cli.stop_on_interrupt() as stopping:
+    """One picture for each prompt, a batch at a time, a progress bar beside them."""
+    with tqdm(total=sampling.steps * -(-len(prompts) // BATCH), desc="sampling") as bar:
         for first in range(0, len(prompts), BATCH):
             batch = prompts[first : first + BATCH]
             seeds = range(options.seed + first, options.seed + first + len(batch))
@@ -130,9 +135,10 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--height", type=cli.whole_number(1), metavar="PIXELS")
     add("--width", type=cli.whole_number(1), metavar="PIXELS")
     add("--num", type=cli.whole_number(1), default=1, metavar="N", help="pictures of each prompt (%(default)s)")
-    add("--out", type=Path, metavar="DIR", help="default: outputs/samples, numbered if it exists")
+    add("--out", type=Path, metavar="DIR", help="new or empty (default: outputs/samples, numbered)")
     options = parser.parse_args(arguments)
-    options.out = options.out or cli.free_folder(Path("outputs/samples"))
+    if options.out:
+        check_unused(options.out)
     return options
 
 

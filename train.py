@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinyldm import InputError, cli
+from tinyldm.files import check_unused, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import listed, load_embeddings, split_word
 from tinyldm.images import read_images, to_tensor
@@ -67,7 +68,8 @@ def main(arguments: list[str]) -> int:
     optimizer = torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0)
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
 
-    run = Run(options, weights_sha256, vectors, optimizer)
+    options.out = options.out if options.resume else take_folder(options.out, folder_for(options.token))
+    run = Run(options, weights_sha256, images, captions, vectors, optimizer)
     run.resume() if options.resume else run.start(images)
     for step in run.steps(model):
         # Add noise to the latents and let the model, which reads the word, say what was added.
@@ -82,7 +84,7 @@ def main(arguments: list[str]) -> int:
         optimizer.zero_grad()
         run.log(loss)
     print(run.what_next(arguments))
-    return 0 if run.done == options.steps else 130
+    return run.status
 
 
 def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
@@ -108,6 +110,10 @@ def encode(model: LatentDiffusion, images: list[Image.Image]) -> tuple[Tensor, T
     """
     means, log_variances = zip(*[model.encode(to_tensor(image)) for image in images], strict=True)
     return torch.cat(means).cpu(), torch.cat(log_variances).cpu()
+
+
+def folder_for(token: str) -> Path:
+    return Path("outputs", re.sub(r"\W+", "-", token).strip("-") or "word")
 
 
 def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
@@ -143,16 +149,21 @@ def parse_options(arguments: list[str]) -> Namespace:
     add(
         "--save-every", type=cli.whole_number(1), metavar="N", help="steps between two saves (default: as the previews)"
     )
-    add("--out", type=Path, metavar="DIR", help="default: outputs/<name of the token>, numbered if it exists")
-    add("--resume", action="store_true", help="go on with the run in --out, given the same options")
+    add("--out", type=Path, metavar="DIR", help="new or empty (default: outputs/<name of the token>, numbered)")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, given the same options; bit for bit as if never stopped, on as many threads",
+    )
     options = parser.parse_args(arguments)
 
-    if options.out is None:
-        name = re.sub(r"\W+", "-", options.token).strip("-") or "word"
-        options.out = Path("outputs") / name
-        options.out = options.out if options.resume else cli.free_folder(options.out)
-    elif (options.out / "embedding.safetensors").exists() and not options.resume:
-        raise InputError(f"{options.out} already holds a learned word; add --resume to go on, or choose another --out")
+    if options.resume:
+        options.out = options.out or folder_for(options.token)
+    elif options.out:
+        if (options.out / "embedding.safetensors").exists():
+            found = f"{options.out} already holds a learned word"
+            raise InputError(f"{found}; add --resume to go on, or choose another --out")
+        check_unused(options.out)
     return options
 
 

@@ -84,6 +84,34 @@ def run_process() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """`with largest_file(1000): …`: the system refuses to write more bytes into a file, as a full disk does."""
+    resource = pytest.importorskip("resource")  # Windows has none
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def locked_elsewhere(folder: Path) -> Iterator[subprocess.Popen]:
+    """`with locked_elsewhere(folder) as process: …`: another process holds the folder, as a run that goes on does."""
+    pytest.importorskip("fcntl")
+    code = "import sys, tinyldm.files as f; f.lock_folder(f.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder.resolve())], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
 def memory_peak() -> Iterator[SimpleNamespace]:
     """`with memory_peak() as used: …`; then used.bytes is how much more memory the process had at most. Linux only:
     elsewhere it stays 0."""

@@ -1,7 +1,13 @@
-"""What all commands share: text that is safe to print, device and dtype."""
+"""What all commands share: text that is safe to print, device and dtype, and how they stop."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from tinyldm import InputError, cli
 
@@ -52,3 +58,51 @@ def test_what_a_stranger_wrote_is_shown_and_never_obeyed_by_the_terminal(text, s
 
 def test_a_long_text_is_cut():
     assert cli.printable("x" * 5000, most=10) == "xxxxxxxxx…"
+
+
+# ---- Signals
+
+
+@pytest.fixture
+def handlers_put_back():
+    before = {number: signal.getsignal(number) for number in cli.STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
+def test_a_command_that_is_stopped_says_so_in_one_line_and_with_the_status_a_shell_expects(
+    handlers_put_back, capsys, number
+):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda _: send(number))
+    assert stop.value.code == 128 + number
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"stopped by {number.name}" in line
+
+
+@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
+def test_a_first_signal_waits_for_the_step_and_a_second_one_does_not(handlers_put_back, number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), cli.stop_on_signal() as stopping:
+        assert stopping() == 0
+        send(number)
+        assert stopping() == 128 + number
+        send(number)
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    code = "import signal; from tinyldm import cli; print(signal.SIGHUP in cli.STOP_SIGNALS)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.stdout == "False\n", done.stderr

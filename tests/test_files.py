@@ -1,15 +1,19 @@
 """write_atomically: a reader finds the old content or the new one, never half; and what read_lines takes."""
 
 import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import largest_file, locked_elsewhere
+from PIL import Image
 from safetensors.torch import save_file
 
 from tinyldm import InputError
-from tinyldm.files import read_lines, write_atomically
+from tinyldm.files import lock_folder, read_lines, take_folder, write_atomically
 
 
 def test_the_path_keeps_its_old_content_until_the_new_one_is_complete(tmp_path):
@@ -56,6 +60,69 @@ def test_a_block_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), write_atomically(tmp_path / "a"):
         pass
     assert (tmp_path / "a").read_text() == "old"
+
+
+SAVERS = {
+    "text": lambda path: path.write_text("x" * 50_000),
+    "safetensors": partial(save_file, {"x": torch.zeros(20_000)}),
+    "png": partial(Image.effect_noise((300, 300), 50).save, format="PNG"),
+}
+
+
+@pytest.fixture(params=["a disk of 20 kB", "files of 20 kB at most"])
+def little_space(request, tmp_path):
+    """A folder with room for a small file, and none for what SAVERS write."""
+    if "files" in request.param:
+        with largest_file(20_000):
+            yield tmp_path
+        return
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS)
+def test_on_a_full_disk_the_old_content_stays_and_the_error_names_the_file(little_space, save):
+    path = little_space / "a.png"
+    path.write_text("old")
+    with pytest.raises(OSError) as error, write_atomically(path) as temporary:
+        save(temporary)
+    assert str(path) in str(error.value)
+    assert path.read_text() == "old" and os.listdir(little_space) == ["a.png"]
+
+
+def test_of_many_that_start_at_once_each_gets_a_folder_of_its_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: take_folder(None, tmp_path / "outputs" / "S"), range(8)))
+    assert sorted(folder.name for folder in taken) == ["S", *(f"S-{number}" for number in range(2, 9))]
+
+
+def test_a_given_folder_is_taken_if_it_is_new_or_empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".DS_Store").touch()
+    for folder in (tmp_path / "a" / "new", tmp_path / "empty"):
+        assert take_folder(folder, tmp_path / "other") == folder and folder.is_dir()
+
+
+def test_a_given_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "0000.png").touch()
+    with pytest.raises(InputError, match=r"already holds 0000.png, .* choose another --out"):
+        take_folder(tmp_path / "mine", tmp_path / "other")
+
+
+def test_a_folder_is_locked_until_the_process_that_writes_there_ends_even_by_kill_9(tmp_path):
+    with locked_elsewhere(tmp_path) as process:
+        for take in (lock_folder, lambda folder: take_folder(folder, tmp_path / "other")):
+            with pytest.raises(InputError, match="another run is writing"):
+                take(tmp_path)
+        process.kill()
+        process.wait()
+        lock_folder(tmp_path)
+        lock_folder(tmp_path)  # it is our own by now
+    assert os.listdir(tmp_path) == []  # no lock lies about
 
 
 def test_lines_are_read_without_those_that_are_empty(tmp_path):

@@ -2,15 +2,22 @@
 what to type next. No model is needed for it: the word learns by hand here."""
 
 import csv
+import json
+import math
+import os
 import shlex
+import signal
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import locked_elsewhere
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import train
-from tinyldm import images
+from tinyldm import InputError, cli, images
 from tinyldm import run as running
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.latent_diffusion import Defaults
@@ -29,8 +36,10 @@ def new_run(*more: str) -> Run:
     """As train.py makes it for a word of two vectors; four steps, of which every second is shown and saved."""
     options = train.parse_options([*TYPED, "--steps", "4", *more])
     train.fill_in_defaults(options, Defaults(size=16, preview_every=2))
+    options.out = options.out or train.folder_for(options.token)
     vectors = torch.full((2, 4), 0.5).requires_grad_()
-    return Run(options, "0" * 64, vectors, torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0))
+    optimizer = torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0)
+    return Run(options, "0" * 64, [plain("grey")], ["a photo of S*"], vectors, optimizer)
 
 
 def resumed_run() -> Run:
@@ -131,13 +140,13 @@ def test_previews_and_saves_come_at_the_steps_that_the_options_say(monkeypatch):
 def test_steps_logged_after_the_last_save_are_dropped_and_taken_again():
     killed = killed_after_its_last_save()
     assert steps_logged(killed) == [1, 2, 3, 4]
-    whole = (killed.folder / "loss.csv").read_text()
+    whole = (killed.folder / "loss.csv").read_bytes()
     saved = load_embeddings(killed.folder / "embedding.safetensors")["S*"]
     run = resumed_run()
     assert run.done == 2 and steps_logged(run) == [1, 2]
     assert torch.equal(run.vectors, saved) and not torch.equal(run.vectors, killed.vectors)
     take_steps(run, 2)
-    assert (run.folder / "loss.csv").read_text() == whole
+    assert (run.folder / "loss.csv").read_bytes() == whole
     assert torch.equal(run.vectors, killed.vectors)  # the optimiser and the generator are as they were, too
 
 
@@ -160,6 +169,179 @@ def noting(name, method, calls):
         return method(self, *args, **kwargs)
 
     return call
+
+
+LOG = "step,loss,norm\n1,1.000000,0.5025\n2,0.500000,0.5049\n"
+COMMAS = LOG.replace(",", ";").replace(".", ",")  # as where 0.5 is written 0,5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LOG.encode("utf-8-sig").replace(b"\n", b"\r\n"),
+        COMMAS.encode(),
+        COMMAS.replace(";", "\t").encode("utf-16"),
+        LOG.replace("1,1.000000", '"1","1.000000"').replace("0.500000", "5E-01").encode(),
+        LOG.replace("1.000000", "1").encode(),  # a spreadsheet keeps no zeros
+        f"a note\n,,\n{LOG}3,0.33".encode(),
+    ],
+    ids=["CRLF", "semicolons", "UTF-16", "quoted", "zeros", "torn"],
+)
+def test_a_log_that_a_spreadsheet_wrote_anew_is_put_right(content):
+    run = killed_after_its_last_save()
+    (run.folder / "loss.csv").write_bytes(content)
+    assert (resumed_run().folder / "loss.csv").read_bytes() == LOG.encode()
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\xff\x00,;\n" * 99, LOG.encode()[:30], b"9" * 10_000 + LOG.encode()[29:]]
+)
+def test_a_damaged_log_stops_no_run(content):
+    run = killed_after_its_last_save()
+    log = run.folder / "loss.csv"
+    log.unlink() if content is None else log.write_bytes(content)
+    with pytest.warns(UserWarning, match="of 2 steps"):
+        assert resumed_run().done == 2
+    assert log.read_text().startswith("step,loss,norm\n")
+
+
+def test_damaged_previews_stop_no_run():
+    run = killed_after_its_last_save()
+    (run.folder / "previews" / "000000.png").write_text("no picture")
+    (run.folder / "previews" / "0 (copy).png").touch()
+    assert len(resumed_run().previews) == 2
+    for file in (run.folder / "previews").iterdir():
+        file.unlink()
+    (run.folder / "previews").rmdir()
+    resumed_run().add_preview("000002", plain("red"))
+
+
+DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+NO_JSON = [
+    None,
+    b"",
+    b"step,loss",
+    b"\xff" * 100,
+    "{}".encode("utf-16"),
+    DEEP,
+    b"[" * 100_000,
+    b"[]",
+    b"{}",
+    b"0",
+    b'"a"',
+]
+
+
+@pytest.mark.parametrize("content", NO_JSON)
+@pytest.mark.parametrize("name", ["settings.json", "resume.safetensors"])
+def test_of_a_damaged_folder_one_file_is_named_and_nothing_is_changed(name, content):
+    run = killed_after_its_last_save()
+    file = run.folder / name
+    file.unlink() if content is None else file.write_bytes(content)
+    assert_refused(rf"nothing to resume in outputs/S/{name} \(.*; to start anew, leave out --resume and choose a new")
+    new_run("--out", "new").start([plain("grey")])  # that advice
+
+
+def assert_refused(message: str) -> None:
+    files = {file: file.read_bytes() for file in Path("outputs").rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=message):
+        resumed_run()
+    assert files == {file: file.read_bytes() for file in Path("outputs").rglob("*") if file.is_file()}
+
+
+def change_state(run: Run, **changes: Tensor | None) -> None:
+    file = run.folder / "resume.safetensors"
+    state = load_file(file) | changes
+    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, file)
+
+
+@pytest.mark.parametrize("name", ["vectors", "exp_avg", "exp_avg_sq", "generator", "done"])
+@pytest.mark.parametrize("tensor", [None, torch.zeros(0), torch.zeros(2, 4).half(), torch.full((2, 4), math.nan)])
+def test_a_state_that_lacks_something_or_has_another_shape_is_refused(name, tensor):
+    change_state(killed_after_its_last_save(), **{name: tensor})
+    assert_refused(rf"nothing to resume in .*resume.safetensors \({name} is missing or damaged")
+
+
+def test_a_state_with_impossible_numbers_is_refused():
+    change_state(killed_after_its_last_save(), generator=torch.full((5056,), 255, dtype=torch.uint8))
+    assert_refused("nothing to resume in .*resume.safetensors")
+    change_state(killed_after_its_last_save(), done=torch.tensor(-1))
+    assert_refused("resume.safetensors .done is below 0")
+
+
+def change_settings(run: Run, **changes: object) -> None:
+    settings = json.loads((run.folder / "settings.json").read_text()) | changes
+    (run.folder / "settings.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not ...}))
+
+
+def test_settings_that_lack_something_or_are_others_are_refused():
+    run = killed_after_its_last_save()
+    change_settings(run, seed=...)
+    assert_refused(r"nothing to resume in outputs/S/settings.json \(seed is missing\)")
+    change_settings(run, seed="x" * 5000)
+    assert_refused("has seed x{100}, not 0; give the same options and files again")
+
+
+@pytest.mark.parametrize("what", ["weights", "pictures", "templates"])
+def test_a_run_that_began_with_others_is_refused(what):
+    change_settings(killed_after_its_last_save(), **{f"{what}_sha256": "1" * 64})
+    assert_refused(f"the {what} are not those that the run in outputs/S began with; put them back as they were; to")
+
+
+def test_what_the_digests_are_of():
+    vectors = torch.zeros(1, 4)
+
+    def digests(colour: str, caption: str) -> list[str]:
+        settings = Run(new_run().options, "0" * 64, [plain(colour)], [caption], vectors, None).settings
+        return [settings["pictures_sha256"], settings["templates_sha256"]]
+
+    pictures, templates = digests("grey", "a S*")
+    assert digests("grey", "a S*") == [pictures, templates]
+    assert digests("red", "a S*")[0] != pictures and digests("red", "a S*")[1] == templates
+    assert digests("grey", "the S*")[0] == pictures and digests("grey", "the S*")[1] != templates
+
+
+def test_a_run_that_goes_on_elsewhere_is_not_resumed():
+    run = killed_after_its_last_save()
+    with locked_elsewhere(run.folder):
+        assert_refused("another run is writing into outputs/S; wait for its end")
+    assert resumed_run().done == 2
+
+
+def test_a_loss_that_is_nan_in_the_first_step_after_a_resume_costs_nothing():
+    saved = killed_after_its_last_save().folder / "embedding.safetensors"
+    before = load_embeddings(saved)["S*"]
+    run = resumed_run()
+    with pytest.raises(InputError, match="the loss became nan"):
+        run.log(torch.tensor(math.nan))
+    assert torch.equal(load_embeddings(saved)["S*"], before)
+
+
+# ---- Signals
+
+
+@pytest.mark.parametrize("number", cli.STOP_SIGNALS)
+def test_a_signal_to_stop_saves_the_step_that_it_comes_in(monkeypatch, number):
+    run = new_run()
+    monkeypatch.setattr(run, "preview", lambda model: None)
+    run.start([plain("grey")])
+    for step in run.steps(model=None):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        take_steps(run, 1)
+    assert run.status == 128 + number
+    assert resumed_run().done == 3
+
+
+def test_a_signal_in_the_last_step_comes_too_late_to_stop_it(monkeypatch):
+    run = new_run()
+    monkeypatch.setattr(run, "preview", lambda model: None)
+    run.start([plain("grey")])
+    for step in run.steps(model=None):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        take_steps(run, 1)
+    assert (run.done, run.status) == (4, 0)
 
 
 # ---- What to type next

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import WEIGHTS
+from conftest import WEIGHTS, largest_file
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -167,14 +167,14 @@ def test_the_tiny_checkpoint_obeys_a_prompt(run, tmp_path):
     assert sum(background_colour(picture) == "blue" for picture in pictures) >= 6
 
 
-def interrupt_at(monkeypatch, calls):
-    """Ctrl-C comes in the so-manieth call of the UNet."""
+def interrupt_at(monkeypatch, calls, number=signal.SIGINT, times=1):
+    """Ctrl-C, or another signal, comes in the so-manieth call of the UNet."""
     seen, predict = [], LatentDiffusion.predict
 
     def interrupted(self, *arguments):
         seen.append(None)
-        if len(seen) == calls:
-            os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(times if len(seen) == calls else 0):
+            os.kill(os.getpid(), number)
         return predict(self, *arguments)
 
     monkeypatch.setattr(LatentDiffusion, "predict", interrupted)
@@ -195,6 +195,31 @@ def test_an_interrupt_before_the_first_batch_is_done_leaves_no_sheet(run, tmp_pa
     outcome = run("sample.py", "--prompt", PROMPT, "--num", 2, *FEW)
     assert outcome.status == 130 and outcome.out.startswith("stopped: 0 of 2 pictures")
     assert list((tmp_path / "outputs" / "samples").iterdir()) == []
+
+
+def test_a_second_interrupt_is_one_line_and_leaves_the_finished_batches(run, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 3 + 1, times=2)
+    outcome = run("sample.py", "--prompt", PROMPT, "--num", 5, *FEW)
+    assert outcome.status == 130
+    assert outcome.err.strip() == "sample.py: stopped by SIGINT; what was saved before is kept"
+    assert sorted(file.name for file in (tmp_path / "outputs" / "samples").iterdir()) == [
+        f"000{i}.png" for i in range(4)
+    ]
+
+
+def test_a_signal_to_end_is_as_an_interrupt_with_its_own_status(run, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 1, number=signal.SIGTERM)
+    outcome = run("sample.py", "--prompt", PROMPT, *FEW)
+    assert outcome.status == 143 and outcome.out.startswith("stopped: 0 of 1 pictures")
+
+
+def test_on_a_full_disk_the_pictures_that_fit_are_whole_and_the_error_names_the_next(run, tmp_path):
+    with largest_file(12_000):  # the pictures fit, the sheet of all does not
+        outcome = run("sample.py", "--prompt", PROMPT, "--num", 3, *FEW)
+    assert "File too large: outputs/samples/sheet.png" in outcome.error
+    folder = tmp_path / "outputs" / "samples"
+    assert sorted(file.name for file in folder.iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    assert [pixels(file).shape for file in folder.iterdir()] == [(64, 64, 3)] * 3
 
 
 def test_a_batch_is_written_before_the_next_begins(run, tmp_path, monkeypatch):
@@ -240,6 +265,13 @@ def test_a_wrong_option_is_refused_before_any_weight_is_read(refused, monkeypatc
 
     monkeypatch.setattr(sample, "open_checkpoint", read)
     assert option in refused("--prompt", PROMPT, option, value)
+
+
+def test_a_folder_with_earlier_pictures_is_refused_before_any_weight_is_read(refused, monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "0000.png").write_text("my own")
+    monkeypatch.setattr(sample, "open_checkpoint", None)
+    assert "mine already holds 0000.png, expected a new or empty folder" in refused("--prompt", PROMPT, "--out", "mine")
 
 
 def test_no_prompt(refused):

@@ -1,5 +1,6 @@
 """train.py from end to end on the tiny checkpoint, and every mistake a user can make with it."""
 
+import contextlib
 import csv
 import json
 import math
@@ -13,7 +14,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLES, ROOT, WEIGHTS
+from conftest import EXAMPLES, ROOT, WEIGHTS, largest_file
 from helpers.embedding_files import WRITERS
 from PIL import Image
 
@@ -89,7 +90,49 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch
 
     assert run("train.py", "--images", HEART, *SHORT, "--out", parts, "--resume").status == 0
     assert torch.equal(learned(parts), learned(whole))
-    assert (parts / "loss.csv").read_text() == (whole / "loss.csv").read_text()
+    assert (parts / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
+
+
+def test_on_a_full_disk_a_run_stops_with_one_line_and_goes_on_when_there_is_room(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(running.Run, "preview", lambda *_: None)
+    command = ("train.py", "--images", HEART, *SHORT, "--init", "heart", "--out", "o")
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+
+        def log_on_a_filling_disk(self, loss, log=running.Run.log):
+            log(self, loss)
+            if self.done == 3:  # the word fits, resume.safetensors does not
+                stack.enter_context(largest_file(3000))
+
+        patch.setattr(running.Run, "log", log_on_a_filling_disk)
+        assert "resume.safetensors can't be written" in run(*command).error
+    assert not list((tmp_path / "o").glob(".*"))
+    assert run(*command, "--resume").status == 0
+    assert [line.split(",")[0] for line in (tmp_path / "o" / "loss.csv").read_text().split()] == ["step", *"1234"]
+
+
+def test_an_interrupt_in_the_last_preview_is_one_line_and_the_word_is_kept(run, tmp_path, monkeypatch):
+    def preview(self, model):
+        if self.done == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(running.Run, "preview", preview)
+    outcome = run("train.py", "--images", HEART, *SHORT)
+    assert outcome.status == 130
+    assert outcome.err.strip() == "train.py: stopped by SIGINT; what was saved before is kept"
+    assert (tmp_path / "outputs" / "S" / "embedding-000004.safetensors").exists()
+
+
+def test_resume_refuses_other_pictures_and_other_templates(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(running.Run, "preview", lambda *_: None)
+    shutil.copytree(HEART, tmp_path / "pictures")
+    (tmp_path / "mine.txt").write_text("a {}\n")
+    command = ("train.py", "--images", "pictures", *SHORT, "--templates", "mine.txt", "--out", "o")
+    assert run(*command).status == 0
+    (tmp_path / "mine.txt").write_text("the {}\n")
+    assert "the templates are not those that the run in o began with" in run(*command, "--resume").error
+    (tmp_path / "mine.txt").write_text("\na {}  \n")
+    (tmp_path / "pictures" / "00.png").unlink()
+    assert "the pictures are not those that the run in o began with" in run(*command, "--resume").error
 
 
 def test_the_learning_rate_falls_in_a_straight_line_to_zero(run, tmp_path, monkeypatch):
@@ -186,7 +229,7 @@ def test_resume_refuses_a_start_of_more_vectors_than_the_run_has(run, tmp_path):
     assert run(*command).status == 0
     before = learned(tmp_path / "o")
     save_embeddings(tmp_path / "old.pt", {"old*": torch.ones(3, 128)}, "a1111")
-    assert "has 3 vectors, but this run started with 1" in run(*command, "--resume").error
+    assert "has vectors 1, not 3; give the same options and files again" in run(*command, "--resume").error
     assert torch.equal(learned(tmp_path / "o"), before)
 
 
@@ -349,6 +392,12 @@ def test_a_folder_that_already_holds_a_word_is_not_overwritten(run, tmp_path):
     outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o", "--seed", 9)
     assert "already holds a learned word" in outcome.error
     assert torch.equal(learned(tmp_path / "o"), before)
+
+
+def test_a_folder_of_ones_own_files_is_not_written_into(run, refused, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "loss.csv").write_text("my own")
+    assert "mine already holds loss.csv" in refused("--images", HEART, "--token", "S*", "--out", "mine")
 
 
 def test_broken_files_among_good_ones_are_skipped_and_named(run, tmp_path):

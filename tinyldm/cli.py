@@ -15,6 +15,9 @@ from tinyldm import InputError
 from tinyldm.schedule import PREDICTIONS
 
 TINY = Path("weights/tiny")
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]  # Ctrl-C; what a cluster sends before it kills
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
+    STOP_SIGNALS.append(signal.SIGHUP)  # the terminal was closed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,12 +46,18 @@ def program() -> str:
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call main with what was typed and exit; what the user can put right becomes one line and status 2, without a
-    traceback."""
+    traceback. So does a signal to stop, with the status that a shell expects, 130 for Ctrl-C."""
     name = program().removeprefix("-m ")
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {printable(message)}", file=sys.stderr)
+    for number in STOP_SIGNALS:
+        signal.signal(number, interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt as stop:
+        (number,) = stop.args or (signal.SIGINT,)
+        print(f"{name}: stopped by {signal.Signals(number).name}; what was saved before is kept", file=sys.stderr)
+        sys.exit(128 + number)
     except InputError as error:
         print(f"{name}: error: {printable(error)}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, …
@@ -67,23 +76,30 @@ def printable(text: object, most: int = 1000) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def interrupt(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """`with stop_on_interrupt() as stopping`: Ctrl-C only makes stopping() true, so that no step is cut in half.
+def stop_on_signal() -> Iterator[Callable[[], int]]:
+    """`with stop_on_signal() as stopping`: Ctrl-C only makes stopping() true, so that no step is cut in half.
 
-    A second Ctrl-C interrupts at once.
+    stopping() is the status to exit with then, else 0. A second Ctrl-C interrupts at once. So do the other signals.
     """
-    asked = []
+    status = 0
 
-    def ask(*_: object) -> None:
-        asked.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def ask(number: int, _: object) -> None:
+        nonlocal status
+        status = 128 + number
+        for each in STOP_SIGNALS:
+            signal.signal(each, interrupt)
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:
-        yield lambda: bool(asked)
+        yield lambda: status
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def whole_number(least: int, most: float = float("inf")) -> Callable[[str], int]:
@@ -144,12 +160,3 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
         # Older cards compute in bfloat16 too, by detours that are slower than float16.
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float32
-
-
-def free_folder(base: Path) -> Path:
-    """The first of base, base-2, base-3, … that does not exist yet: nothing earlier is overwritten."""
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder

@@ -1,12 +1,22 @@
-"""Writing files so that nobody ever finds half of one, and reading lists of lines."""
+"""Writing files so that nobody ever finds half of one, a folder that nobody else writes into, and lists of lines."""
 
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from tinyldm import InputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where folders are not locked
+    fcntl = None
+
+LOCKS: dict[Path, int] = {}  # folders that this process has locked -> their descriptors, open until it ends
 
 
 @contextmanager
@@ -15,7 +25,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
     Renaming is atomic only within one file system, so the temporary file lies in path's own folder, which must exist.
     It is hidden (find_images never takes it for a picture) and keeps path's suffix (some savers go by it). If the
-    block raises, Ctrl-C included, the temporary file is deleted. Raises OSError if the folder can't be written.
+    block raises, Ctrl-C included, the temporary file is deleted. Raises OSError if it can't be written: a full disk, …
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
@@ -26,8 +36,57 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # what the user's umask says; safetensors makes its files for the owner alone
         os.replace(temporary, path)
+    except SafetensorError as error:  # safetensors' words for a full disk
+        raise OSError(f"{path} can't be written ({error})") from error
+    except OSError as error:
+        error.filename = str(path)  # where none is named, or the temporary file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def take_folder(given: Path | None, default: Path) -> Path:
+    """Make a folder that this process alone writes into: the given one, or the first free one of default, default-2, …
+
+    Raises InputError if the given one holds something, or if another process writes into it.
+    """
+    if given:
+        given.mkdir(parents=True, exist_ok=True)
+        lock_folder(given)
+        check_unused(given)
+        return given
+    default.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = default.with_name(f"{default.name}-{number}") if number > 1 else default
+        with suppress(FileExistsError):
+            folder.mkdir()  # of two processes that try it at once, one gets the error
+            lock_folder(folder)
+            return folder
+
+
+def check_unused(folder: Path) -> None:
+    """Raises InputError if the folder holds anything but hidden files: nothing that is somebody's is overwritten."""
+    if found := [name for name in sorted(os.listdir(folder)) if name[0] != "."] if folder.exists() else []:
+        raise InputError(f"{folder} already holds {found[0]}, expected a new or empty folder; choose another --out")
+
+
+def lock_folder(folder: Path) -> None:
+    """Keep other runs out of the folder until this process ends. Raises InputError if another one holds it.
+
+    The system drops the lock even after kill -9. Some network file systems can't lock a folder; there it stays open.
+    """
+    if fcntl is None or folder.resolve() in LOCKS:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"another run is writing into {folder}; wait for its end, or choose another --out") from None
+    except OSError:  # not supported there
+        os.close(descriptor)
+    else:
+        LOCKS[folder.resolve()] = descriptor
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:

@@ -8,12 +8,15 @@
 A file is replaced whole or not at all; loss.csv grows by a line a step.
 """
 
-import csv
+import hashlib
 import json
 import math
+import re
 import shlex
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.files import write_atomically
+from tinyldm.files import lock_folder, write_atomically
 from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.images import contact_sheet, read_image, save_image, to_images, to_tensor
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -33,6 +36,10 @@ from tinyldm.latent_diffusion import LatentDiffusion
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
 FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out"}  # between a run and its --resume
+START_ANEW = "to start anew, leave out --resume and choose a new --out"
+LOG_LINE = "{},{:.6f},{:.4f}\n"  # of loss.csv: step, loss and mean norm of the vectors
+NUMBER = r'"?(\d+(?:[.,]\d+)?(?:E[-+]\d+)?)"?'
+LOGGED = re.compile(rf'"?(\d{{1,9}})"?([,;\t]){NUMBER}\2{NUMBER}$')  # and such a line from any spreadsheet
 
 
 class Run:
@@ -42,15 +49,23 @@ class Run:
         self,
         options: Namespace,  # train.py's, none of them left open
         weights_sha256: str,  # which weights the word belongs to
+        images: list[Image.Image],  # the training pictures
+        captions: list[str],  # the templates, filled with the word
         vectors: Tensor,  # (vectors, width), that learn
         optimizer: torch.optim.Optimizer,  # of these vectors alone
     ):
         self.options, self.vectors, self.optimizer = options, vectors, optimizer
         self.folder: Path = options.out
         named = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        self.settings = named | {"weights_sha256": weights_sha256}  # as JSON takes them
+        self.settings = named | {  # as JSON takes them
+            "weights_sha256": weights_sha256,
+            "vectors": len(vectors),
+            "pictures_sha256": hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest(),
+            "templates_sha256": hashlib.sha256(json.dumps(captions).encode()).hexdigest(),
+        }
         self.generator = torch.Generator().manual_seed(options.seed)
         self.done = 0  # steps
+        self.status = 0  # to exit with; not 0 if a signal stopped the run before its last step
         self.before = self.good = vectors.detach().clone()  # before the step; the last known to give a finite loss
         self.prompt = PREVIEWS[options.property].format(options.token)
         self.previews: dict[str, Image.Image] = {}  # label -> row of preview.png
@@ -61,27 +76,14 @@ class Run:
         self.add_preview("training", strip(to_tensor(images)))
         with write_atomically(self.folder / "settings.json") as temporary:
             temporary.write_text(json.dumps(self.settings, indent=2) + "\n")
-        (self.folder / "loss.csv").write_text("step,loss,norm\n")
+        self.write_log({})
         self.save()
 
     def resume(self) -> None:
         """Take everything up where the folder left it. Raises InputError if there is nothing, or another run."""
-        try:
-            saved = json.loads((self.folder / "settings.json").read_text())
-            state = load_file(self.folder / "resume.safetensors")
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
-            raise InputError(f"nothing to resume in {self.folder} ({error}); leave out --resume to start") from error
-        for name, value in self.settings.items():
-            if name not in FREE_TO_CHANGE and saved.get(name) != value:
-                raise InputError(
-                    f"the run in {self.folder} has {name} {saved.get(name)}, not {value}; give the same options again"
-                )
-        if len(state["vectors"]) != len(self.vectors):  # --init's file is another by now
-            found = f"{self.options.init} has {len(self.vectors)} vectors"
-            raise InputError(
-                f"--init: {found}, but this run started with {len(state['vectors'])}; put the file back as it was"
-            )
+        state = self.saved_state()
         self.vectors.data.copy_(state["vectors"])
+        self.before = self.good = self.vectors.detach().clone()
         self.done = int(state["done"])
         self.generator.set_state(state["generator"])
         self.optimizer.state[self.vectors] = {
@@ -90,22 +92,73 @@ class Run:
             "exp_avg_sq": state["exp_avg_sq"].to(self.vectors.device),
         }
         # A run that was killed may have logged and shown steps after its last save; they are taken again.
-        with open(self.folder / "loss.csv", newline="") as file:
-            header, *rows = csv.reader(file)
-        with write_atomically(self.folder / "loss.csv") as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= self.done)])
-        steps = sorted(file.stem for file in (self.folder / "previews").glob("[0-9]*.png"))
+        rows = {step: row for step, row in self.logged().items() if step <= self.done}
+        if len(rows) < self.done:
+            warnings.warn(f"{self.folder}/loss.csv tells only {len(rows)} of {self.done} steps", stacklevel=2)
+        self.write_log(rows)
+        (self.folder / "previews").mkdir(exist_ok=True)
+        steps = sorted(file.stem for file in (self.folder / "previews").glob("*.png") if file.stem.isdecimal())
         for name in ["training", *(step for step in steps if int(step) <= self.done)]:
-            self.previews[self.label(name)] = read_image(self.folder / "previews" / f"{name}.png")
+            with suppress(InputError):  # preview.png does without one that is damaged
+                self.previews[self.label(name)] = read_image(self.folder / "previews" / f"{name}.png")
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """What save() left. Raises InputError if anything of it is missing or damaged, or if it is of another run."""
+        if self.folder.exists():
+            lock_folder(self.folder)
+        file = self.folder / "settings.json"
+        try:
+            self.check_settings(dict(json.loads(file.read_text(encoding="utf-8"))))
+            file = self.folder / "resume.safetensors"
+            saved = load_file(file)
+            for name, here in self.state().items():
+                kind = (saved[name].dtype, saved[name].shape) if name in saved else None
+                if kind != (here.dtype, here.shape) or not saved[name].isfinite().all():
+                    raise ValueError(f"{name} is missing or damaged")
+            if saved["done"] < 0:
+                raise ValueError("done is below 0")
+            torch.Generator().set_state(saved["generator"])  # raises RuntimeError if it is none
+        except InputError:
+            raise
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"nothing to resume in {file} ({error}); {START_ANEW}") from error
+        return saved
+
+    def check_settings(self, saved: dict) -> None:
+        """Raises InputError if they are not this run's, ValueError if one is missing."""
+        for name, here in self.settings.items():
+            if name in FREE_TO_CHANGE or saved.get(name) == here:
+                continue
+            if name not in saved:
+                raise ValueError(f"{name} is missing")
+            if name.endswith("_sha256"):
+                found = f"the {name.removesuffix('_sha256')} are not those that the run in {self.folder} began with"
+                raise InputError(f"{found}; put them back as they were; {START_ANEW}")
+            found = f"the run in {self.folder} has {name} {saved[name]!s:.100}, not {here}"
+            raise InputError(f"{found}; give the same options and files again")
+
+    def logged(self) -> dict[int, tuple[float, float]]:
+        """step -> loss and norm: all that can be read, even if the log was torn or a spreadsheet wrote it anew."""
+        try:
+            text = (self.folder / "loss.csv").read_bytes().replace(b"\0", b"").decode("latin-1")
+        except OSError:
+            return {}
+        rows = filter(None, map(LOGGED.search, text.splitlines()))
+        return {int(row[1]): tuple(float(row[i].replace(",", ".")) for i in (3, 4)) for row in rows}
+
+    def write_log(self, rows: dict[int, tuple[float, float]]) -> None:
+        with write_atomically(self.folder / "loss.csv") as temporary:
+            lines = "".join(LOG_LINE.format(step, *row) for step, row in sorted(rows.items()))
+            temporary.write_text(f"step,loss,norm\n{lines}", newline="\n")
 
     def steps(self, model: LatentDiffusion) -> Iterator[int]:
         """The numbers of the steps that are left, a progress bar beside them, previews and saves between them.
 
-        Ctrl-C ends them after the step that it comes in.
+        Ctrl-C or another signal to stop ends them after the step that it comes in.
         """
         options = self.options
         bar = tqdm(total=options.steps, initial=self.done, desc=f"learning {options.token}")
-        with bar, cli.stop_on_interrupt() as stopping:
+        with bar, cli.stop_on_signal() as stopping:
             while self.done < options.steps and not stopping():
                 if self.done % options.preview_every == 0:
                     self.preview(model)
@@ -115,6 +168,7 @@ class Run:
                 bar.set_postfix(loss=f"{self.loss:.4f}")
                 if self.done % options.save_every == 0:
                     self.save()
+            self.status = stopping() if self.done < options.steps else 0
         self.save()
         if self.done == options.steps:
             self.preview(model)
@@ -132,7 +186,7 @@ class Run:
         self.good = self.before
         self.done += 1
         with open(self.folder / "loss.csv", "a", newline="") as file:
-            csv.writer(file).writerow([self.done, f"{self.loss:.6f}", f"{norm:.4f}"])
+            file.write(LOG_LINE.format(self.done, self.loss, norm))
 
     def save(self) -> None:
         """The word, for sample.py and everybody; and the optimiser and generator besides, for --resume."""
@@ -140,16 +194,19 @@ class Run:
         save_embeddings(self.folder / "embedding.safetensors", {self.options.token: vectors})
         if self.done:
             save_embeddings(self.folder / f"embedding-{self.done:06d}.safetensors", {self.options.token: vectors})
-        moments = self.optimizer.state.get(self.vectors, {})
-        state = {
+        with write_atomically(self.folder / "resume.safetensors") as temporary:
+            save_file(self.state(), temporary)
+
+    def state(self) -> dict[str, Tensor]:
+        """What --resume needs."""
+        vectors, moments = self.vectors.detach().cpu(), self.optimizer.state.get(self.vectors, {})
+        return {
             "vectors": vectors,
             "exp_avg": moments.get("exp_avg", torch.zeros_like(vectors)).cpu(),
             "exp_avg_sq": moments.get("exp_avg_sq", torch.zeros_like(vectors)).cpu(),
             "generator": self.generator.get_state(),
             "done": torch.tensor(self.done),
         }
-        with write_atomically(self.folder / "resume.safetensors") as temporary:
-            save_file(state, temporary)
 
     def preview(self, model: LatentDiffusion) -> None:
         """One more row of preview.png: the same prompt and seeds, with the word as it is now."""
