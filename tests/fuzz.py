@@ -294,7 +294,7 @@ def damaged_pickle(chance: random.Random, pickle: bytes) -> bytes:
 
 
 def damaged_zip(chance: random.Random, source: Path, target: Path) -> None:
-    """A file of torch.save, its pickle damaged; at times one of its records too is doubled, renamed, packed or missing."""
+    """A file of torch.save, its pickle damaged; at times a record of it too is doubled, renamed, packed or missing."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         records = old.namelist()
         victim = chance.choice([chance.choice(records), records[0], None, None])

@@ -6,6 +6,7 @@ that was never stopped.
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -38,10 +39,13 @@ def here(tmp_path_factory) -> Path:
     return folder
 
 
-TRAIN = ["train.py", "--images", "pictures", "--token", "S*", "--weights", "small", "--init", "circle", "--out", "out", "--steps", "2", "--save-every", "1"]
-SAMPLE = ["sample.py", "--prompt", "circle", "--num", "5", "--weights", "small", "--steps", "1", "--out", "out"]  # two batches
-CONVERT = ["tinyldm.formats.embeddings", "word.safetensors", "--to", "a1111", "--out", "out.pt"]
-DRAW = ["tinyldm.lab.world", "--out", "out", "--count", "2"]
+TRAIN = shlex.split(
+    "train.py --images pictures --token S* --weights small --init circle --steps 2 --save-every 1 --out out"
+)
+SAMPLE = shlex.split("sample.py --prompt circle --num 5 --weights small --steps 1 --out out")  # two batches
+CONVERT = shlex.split("tinyldm.formats.embeddings word.safetensors --to a1111 --out out.pt")
+DRAW = shlex.split("tinyldm.lab.world --out out --count 2")
+COMMANDS = {"train": TRAIN, "sample": SAMPLE, "convert": CONVERT, "draw": DRAW}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +162,7 @@ def test_whatever_writes_leaves_whole_files_alone_wherever_it_ends(run, word, co
         check_whole(folder)
 
 
-@pytest.mark.parametrize("command", [TRAIN, SAMPLE, CONVERT, DRAW], ids=["train", "sample", "convert", "draw"])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_file_that_grows_too_large_for_its_disk_is_one_line(run, word, command):
     """The operating system refuses the write itself, also to libraries that are not Python's."""
     outcome, folder = run(command, {"file_size": 100})
@@ -189,7 +193,7 @@ def mounted(tmp_path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.mark.parametrize("kilobytes", [4, 16, 64])
-@pytest.mark.parametrize("command", [TRAIN, SAMPLE, CONVERT, DRAW], ids=["train", "sample", "convert", "draw"])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_disk_that_fills_up_is_one_line_and_what_was_whole_stays_whole(run, word, here, mounted, command, kilobytes):
     disk = mounted(f"size={kilobytes}k")
     out = command.index("--out") + 1
@@ -203,7 +207,7 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_whole_stays_whole(run, wo
     check_whole(disk)
 
 
-@pytest.mark.parametrize("command", [TRAIN, SAMPLE, CONVERT, DRAW], ids=["train", "sample", "convert", "draw"])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_folder_that_may_not_be_written_is_one_line(run, word, mounted, command):
     disk = mounted("ro")  # root may write into a folder whatever its mode
     out = command.index("--out") + 1

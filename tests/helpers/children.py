@@ -79,6 +79,7 @@ def serve() -> None:
     import importlib
 
     import torch
+    import torch._dynamo  # else every child does so, when it makes its first embedding on the meta device: 1 s
 
     import sample
     import train
