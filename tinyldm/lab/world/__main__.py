@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
+from tinyldm.files import write_atomically
 from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab import file_to_write
 from tinyldm.lab.world.captions import caption
@@ -78,17 +79,17 @@ def write_examples(folder: Path) -> None:
     for name, pictures in series.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(pictures):
-            draw(picture, EXAMPLE_SIZE).save(folder / name / f"{i:02}.png")
+            save_image(draw(picture, EXAMPLE_SIZE), folder / name / f"{i:02}.png")
 
 
 def write_pictures(folder: Path, count: int, seed: int, size: int) -> None:
     """00000.png, 00001.png, … and captions.jsonl: file, caption and the whole truth about each."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "captions.jsonl", "w", encoding="utf-8") as lines:
+    with write_atomically(folder / "captions.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as lines:
         for i in tqdm(range(count), desc="drawing", disable=count < 1000):
             pixels, picture = make_picture(i, seed, size)
             file = f"{i:05}.png"
-            Image.fromarray(pixels).save(folder / file)
+            save_image(Image.fromarray(pixels), folder / file)
             said = caption(picture, np.random.default_rng([seed, i, 1]))
             lines.write(json.dumps({"file": file, "caption": said, **dataclasses.asdict(picture)}) + "\n")
 
