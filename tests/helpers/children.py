@@ -100,7 +100,7 @@ def serve() -> None:
 
 def fork(command, words: list[str], folder: str, fault: dict, seconds: float) -> dict:
     """Run the command in a child, its output in files beside the folder, until it ends or the seconds are over."""
-    out, err, memory = (f"{folder}.{name}" for name in ("out", "err", "memory"))
+    out, err, memory = (f"{folder}.{os.getpid()}.{name}" for name in ("out", "err", "memory"))
     start = time.monotonic()
     child = os.fork()
     if child == 0:
