@@ -11,7 +11,7 @@ from PIL import EpsImagePlugin, Image
 
 from tinyldm import InputError
 from tinyldm.images import (
-    FORMATS,
+    RASTER_FORMATS,
     contact_sheet,
     find_images,
     read_image,
@@ -205,7 +205,7 @@ def test_a_format_that_is_not_listed_is_refused_by_its_content(tmp_path, kind):
     assert "save it again as PNG or JPEG" in one_line_error(read_image, tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])  # MPO: a JPEG with a second one behind it, of phones
+@pytest.mark.parametrize("kind", [*RASTER_FORMATS, "MPO"])  # MPO: a JPEG with a second one behind it, of phones
 def test_every_format_is_read_whatever_the_name(tmp_path, kind):
     second = {"save_all": True, "append_images": [red_left_corner()]} if kind == "MPO" else {}
     red_left_corner().save(tmp_path / "a.png", format=kind, **second)

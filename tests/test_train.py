@@ -323,7 +323,7 @@ def test_no_picture_in_the_folder(refused, tmp_path):
     assert "picture" in refused("--images", tmp_path / "empty", "--token", "S*")
 
 
-@pytest.mark.parametrize("token", ["", " ", "two words"])
+@pytest.mark.parametrize("token", ["", " ", "two  spaces"])
 def test_a_token_without_a_visible_word(refused, token):
     assert "token" in refused("--images", HEART, "--token", token)
 

@@ -21,7 +21,7 @@ from tinyldm.files import write_atomically
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
 SUFFIXES |= {".avif", ".heic", ".heif"}  # Pillow alone can't read .heic; read_image says what to do about it
 # What is opened, whatever a file is called: pixels only. Pillow would run ghostscript on an EPS that is called .png.
-FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]
+RASTER_FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]
 
 # EXIF orientation -> what brings the picture upright.
 TURNS = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE}
@@ -56,7 +56,7 @@ def read_image(path: str | Path) -> Image.Image:
     Raises InputError if the file is missing, empty, cut off, not a picture, or so large that unpacking it is a risk.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=RASTER_FORMATS) as image:
             image.load()
             return as_rgb(upright(image))
     except FileNotFoundError:

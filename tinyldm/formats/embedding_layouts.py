@@ -74,12 +74,12 @@ def read_content(path: Path) -> object:
     if found == "PyTorch":
         return load_pickle(path, EMBEDDING)
     if found == "image":
-        return read_image(path)
+        return read_embedding_image(path)
     what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file nor a PNG or WEBP image"
     raise InputError(f"{path} is {what}: {LEARNED}")
 
 
-def read_image(path: Path) -> object:
+def read_embedding_image(path: Path) -> object:
     """A1111's embedding image: the dictionary as JSON, in a text chunk and, for sites that drop it, in the pixels.
 
     A1111 itself writes PNG only. A lossless WEBP keeps the pixels; in a lossy one, or an AVIF, they are lost.
