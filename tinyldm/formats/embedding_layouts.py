@@ -48,8 +48,7 @@ MAX_JSON_BYTES = 2**22  # in a PNG; 75 vectors of width 1280 as text are 2 MB
 MAX_PIXELS = 2**22  # of a PNG
 EMBEDDING = Limits(
     max_description=2**20,  # an embedding has some hundred bytes of it
-    allowed_names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's,
-    classes=[nn.ParameterDict],  # and to make one runs no code of the file
+    allowed_names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's
     advice="don't trust the file",
 )
 
@@ -142,8 +141,6 @@ def words_of(path: Path, content: object) -> list[tuple[str, Tensor]]:
         name, words = None, part
         if "string_to_param" in part:
             name, words = part.get("name"), part["string_to_param"]
-            if isinstance(words, nn.ParameterDict):
-                words = vars(words).get("_parameters")  # as every version of PyTorch calls them
         check_tensors(path, words)
         name = name if isinstance(name, str) and name not in ("", *NAMELESS) else path.stem
         pairs += [(name if word in NAMELESS else word, tensor) for word, tensor in siblings_joined(words)]

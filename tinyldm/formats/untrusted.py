@@ -6,40 +6,34 @@ Nothing in a file is ever executed, and no size is believed that the file has no
 """
 
 import json
-import pickletools
 import re
 import textwrap
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyldm import InputError
+from tinyldm.formats import pickles
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # and PyTorch's names
-ZIP = b"PK\x03\x04"
 COPY_AGAIN = "if it is cut off, copy it again"
-# What a pickle of tensors names. weights_only=True passes more, such as bytearray(10**11), which fills the memory.
+# What a pickle of tensors names: as names, for pickles.py calls none of them.
 TENSOR_NAMES = (
-    r"collections OrderedDict|(__builtin__|builtins) set|torch \w+Storage|torch\.nn\.parameter Parameter"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
+    r"collections OrderedDict|(__builtin__|builtins) set|torch (\w+Storage|b?float\d+)|torch\.nn\.parameter Parameter"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state|device_tensor_from_numpy)"
+    r"|numpy\._?core\.multiarray (scalar|_reconstruct)|numpy (dtype|ndarray)|_codecs encode"
 )
 # And beside them the rest of a training run: the settings and counters of its optimiser.
 TRAINING_NAMES = (
-    r"torch (Size|device|bool|b?float\d+|u?int\d+)|collections (defaultdict|Counter)|(__builtin__|builtins) dict"
+    r"torch (Size|device|bool|u?int\d+)|collections (defaultdict|Counter)|(__builtin__|builtins) dict"
     r"|pytorch_lightning\.callbacks\.model_checkpoint ModelCheckpoint"
 )
-
-
-class LightningCallback:
-    """Stands in for the training tool's class that the original 1.4 file names; it holds nothing and does nothing."""
 
 
 class Limits(NamedTuple):
@@ -47,14 +41,12 @@ class Limits(NamedTuple):
 
     max_description: int  # bytes of a safetensors header or a pickle. Parsed, they take many times more
     allowed_names: re.Pattern[str]  # the functions and classes that a pickle may name, "module name"
-    classes: list  # what stands for them, as torch.serialization.safe_globals takes it, where PyTorch would refuse them
     advice: str  # to someone whose pickle names more
 
 
 WEIGHTS = Limits(
     max_description=10_000_000,  # Stable Diffusion's names and shapes take 150 kB, training tools add notes
     allowed_names=re.compile(f"{TENSOR_NAMES}|{TRAINING_NAMES}"),
-    classes=[(LightningCallback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")],
     advice="get the .safetensors of this checkpoint",
 )
 
@@ -179,64 +171,11 @@ def plain_tensors(items: object) -> dict[str, Tensor]:
 def load_pickle(path: Path, limits: Limits) -> object:
     """What a file of torch.save holds, its tensors mapped; what would have to be executed is refused by name."""
     try:
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == ZIP  # as PyTorch tells them, for a file can be both
-            if is_zip:
-                check_zip(path)
-            for name in pickled_names(file, is_zip, limits.max_description):
-                if not limits.allowed_names.fullmatch(name):
-                    raise InputError(f"{path} {why_not_named(name.replace(' ', '.'), limits)}")
-            file.seek(0)
-            mapped = is_zip and path.suffix != ".safetensors"  # by its name PyTorch would take it for one
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(limits.classes):
-                return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except InputError:
-        raise
-    except Exception as error:  # the two parsers have a dozen types for a broken file
-        # PyTorch's paragraphs on a pickle that it did not load, as half a line.
-        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise InputError(f"{path} {why_not_named(match[1], limits)}") from error
+        return pickles.load(path, limits.allowed_names, limits.max_description)
+    except pickles.UnknownName as error:
+        raise InputError(f"{path} {why_not_named(str(error).replace(' ', '.'), limits)}") from error
+    except Exception as error:  # the parsers have a dozen types for a broken file
         raise InputError(f"{path} can't be read as a PyTorch file ({first_sentence(error)}); {COPY_AGAIN}") from error
-
-
-def check_zip(path: Path) -> None:
-    """Raises InputError for what can be a small file that fills the memory: torch.save compresses nothing."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise InputError(f"{path} is a compressed archive, expected a file of torch.save; unpack it first")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise InputError(f"{path} claims more bytes than it has; {COPY_AGAIN}")
-
-
-def pickled_names(file: BinaryIO, is_zip: bool, most: int) -> Iterator[str]:
-    """The functions and classes that a file of torch.save names, as "module name", without executing any of it.
-
-    most: bytes of a pickle; ValueError if one is longer.
-    """
-    file.seek(0)
-    if is_zip:
-        archive = zipfile.ZipFile(file)
-        for record in archive.infolist():  # not by name: two records can have one
-            if record.filename.lower().endswith("data.pkl"):
-                with archive.open(record) as pickle:
-                    yield from names_in(pickle, most)
-    else:
-        for _ in range(5):  # a magic number, a version, the machine, the content, the storages' names; then numbers
-            yield from names_in(file, most)
-
-
-def names_in(pickle: BinaryIO, most: int) -> Iterator[str]:
-    start, strings = pickle.tell(), ["", ""]
-    for operation, argument, position in pickletools.genops(pickle):
-        if position - start > most:
-            raise ValueError(f"a pickle of more than {most} bytes")
-        if isinstance(argument, str):
-            strings = [strings[1], argument]
-        # The three ways to name a function or class; the last takes the two strings before it.
-        named = {"GLOBAL": argument, "INST": argument, "STACK_GLOBAL": " ".join(strings)}.get(operation.name)
-        if named:
-            yield named
 
 
 def why_not_named(name: str, limits: Limits) -> str:
@@ -249,7 +188,7 @@ def why_not_named(name: str, limits: Limits) -> str:
 
 def first_sentence(error: Exception) -> str:
     """What a parser says of a broken file, which can be whole paragraphs."""
-    message = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or "it is broken"
+    message = str(error).strip() or "it is broken"
     printable = "".join(character if character.isprintable() else " " for character in message)
     return textwrap.shorten(printable.split(". ")[0], 150, placeholder="…")
 
