@@ -273,7 +273,7 @@ def test_a_pickle_that_is_cut_off_anywhere_is_refused(tmp_path):
     "content, message",
     [
         (b"", "is empty"),
-        (b"version https://git-lfs.github.com/spec/v1", "neither a safetensors nor a PyTorch file"),
+        (b"no weights at all", "neither a safetensors nor a PyTorch file"),
         (b"PK\x03\x04" + bytes(40), "can't be read as a PyTorch file"),
         (pickle.dumps([1, 2]), "can't be read as a PyTorch file|holds no named tensors"),
         (b"\x80\x02.", "can't be read as a PyTorch file"),

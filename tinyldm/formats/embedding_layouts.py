@@ -41,6 +41,7 @@ from tinyldm.formats.untrusted import (
     first_sentence,
     load_pickle,
     open_safetensors,
+    what_instead,
 )
 from tinyldm.tokenizer import ALPHABET, WORD_END
 
@@ -72,8 +73,8 @@ def read_content(path: Path) -> object:
         return load_pickle(path, EMBEDDING)
     if found == "PNG":
         return read_png(path)
-    what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file nor a PNG"
-    raise InputError(f"{path} is {what}: {LEARNED}")
+    neither = f"neither a safetensors nor a PyTorch file nor a PNG: {LEARNED}"
+    raise InputError(f"{path} is {what_instead(path) or neither}")
 
 
 def read_png(path: Path) -> object:

@@ -33,7 +33,31 @@ OTHERS = (  # the first that fits
         "an output embedding of OneTrainer, which no prompt can hold",
         for_word="train it again without",
     ),
+    Other(
+        r"(IN01|OUT11)\Z",
+        "an XTI embedding of kohya's, with one word for each of 16 layers of the UNet",
+        for_word="train it again without XTI, with one word for all layers",
+    ),
+    Other(
+        r"(layer_structure|is_layer_norm)\Z",
+        "a hypernetwork of A1111's, which changes a checkpoint and is none",
+        for_word="use it in the tool it came from, or take an embedding",
+    ),
+    Other(
+        r"optimizer_state_dict\Z",
+        "the state of an optimiser, which A1111 keeps beside what it trains",
+        for_weights="give the file beside it, of the same name without .optim",
+        for_word="give the file beside it, of the same name without .optim",
+    ),
     Other(r"noise_augmentor\.", "a Stable unCLIP checkpoint"),
+    Other(
+        r".*\.(time_stack|time_mixer|temporal_transformer_blocks|temporal_res_block)\.",
+        "a Stable Video Diffusion checkpoint",
+    ),
+    Other(
+        r"(model\.diffusion_model\.)?(clf\.1|clip_txt_mapper|effnet_mapper|down_blocks\.\d+\.\d+\.channelwise)\.",
+        "a Stable Cascade checkpoint",
+    ),
     Other(r"conditioner\.embedders\.|model\.diffusion_model\.label_emb\.", "an SDXL checkpoint"),
     Other(r"(model\.diffusion_model\.)?joint_blocks\.", "a Stable Diffusion 3 checkpoint"),
     Other(
@@ -46,12 +70,20 @@ OTHERS = (  # the first that fits
         for_weights="merge it into one with the tool it came from",
     ),
     Other(r"control_model\.|controlnet_.*\.", "a ControlNet"),
+    Other(r"(adapter\.)*body\.\d+\.(in_conv|block1|body|resnets)\.", "a T2I-Adapter"),
+    Other(
+        r"(.*\.)?motion_modules\.",
+        "a motion module of AnimateDiff, which goes into a checkpoint and is none",
+    ),
     Other(
         r"(conv_in|down_blocks)\.",
         "one part of a diffusers folder",
         for_weights="give the folder that holds unet, vae, text_encoder and tokenizer",
     ),
-    Other(r"(text_model|(embeddings\.)?token_embedding|(transformer\.)?resblocks)\.", "a text encoder alone"),
+    Other(
+        r"(text_model|(embeddings\.)?token_embedding|(transformer\.)?resblocks|encoder\.layers)\.",
+        "a text encoder alone",
+    ),
     Other(
         r"state_dict\Z|(model\.diffusion_model|first_stage_model|cond_stage_model)\.",
         "a checkpoint, not a word",

@@ -20,9 +20,18 @@ from torch import Tensor
 
 from tinyldm import InputError
 from tinyldm.formats import pickles
+from tinyldm.formats.recognise import what_else
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # and PyTorch's names
 COPY_AGAIN = "if it is cut off, copy it again"
+# What downloads leave in place of a file: how it begins; what it is, and what to do.
+DOWNLOADS = {
+    rb"\Z": "empty; copy it again",
+    rb"version https://git-lfs": "a pointer of git-lfs and not yet the file; fetch that with: git lfs pull",
+    rb"\s*(<!doctype|<html|<\?xml|<head)": "a web page; the download went wrong, perhaps it needs a login",
+    rb'\s*[{\[]\s*["{\[\]}][^\0]{6}': "JSON, perhaps a server's error message; look what it says, download again",
+    rb"GGUF": "a GGUF file, which is quantised; get the .safetensors of this model",
+}
 # What a pickle of tensors names: as names, for pickles.py calls none of them.
 TENSOR_NAMES = (
     r"collections OrderedDict|(__builtin__|builtins) set|torch (\w+Storage|b?float\d+)|torch\.nn\.parameter Parameter"
@@ -71,27 +80,37 @@ def open_weights(path: Path) -> WeightsFile:
         return open_safetensors(path, WEIGHTS)
     if found == "PyTorch":
         return open_pickle(path)
-    what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file"
-    raise InputError(f"{path} is {what}; expected a file of weights, {COPY_AGAIN}")
+    neither = f"neither a safetensors nor a PyTorch file; expected a file of weights, {COPY_AGAIN}"
+    raise InputError(f"{path} is {what_instead(path) or neither}")
 
 
 def container(path: Path) -> str:
-    """What a file is, told by its content: "safetensors", "PyTorch", "PNG", "empty" or "unknown".
+    """What a file is, told by its content: "safetensors", "PyTorch", "PNG" or "unknown".
 
     Files get renamed, and a pickle that is called .safetensors must not be mistaken for a safe one.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}); expected a file of weights") from error
-    if start[8:9] == b"{":  # a length in 8 bytes, then JSON
+    start = beginning(path)
+    if start[8:9] == b"{" and not what_instead(path):  # a length in 8 bytes, then JSON
         return "safetensors"
     if start.startswith((b"PK", b"\x80")):  # torch.save: a zip; before PyTorch 1.6 a bare pickle
         return "PyTorch"
     if start.startswith(b"\x89PNG"):
         return "PNG"
-    return "unknown" if start else "empty"
+    return "unknown"
+
+
+def beginning(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); expected a file of weights") from error
+
+
+def what_instead(path: Path) -> str | None:
+    """What a file is that is none of the containers, and what to do; None if nobody knows."""
+    start = beginning(path)
+    return next((what for pattern, what in DOWNLOADS.items() if re.match(pattern, start, re.IGNORECASE)), None)
 
 
 # ---- safetensors
@@ -144,6 +163,8 @@ def open_pickle(path: Path) -> WeightsFile:
         groups = {name: plain_tensors(items) for name, items in content.items()}
         tensors = {f"{group}.{name}": tensor for group, items in groups.items() for name, tensor in items.items()}
     if not tensors:
+        if found := what_else(content):
+            raise InputError(f"{path} is {found[0].what}; {found[0].for_weights}")
         advice = "expected a checkpoint: names and weights; if it is a learned embedding, give it as --embedding"
         raise InputError(f"{path} holds no named tensors; {advice}")
     # Tensors may be views of one another: a small file could unfold into any number of them.
@@ -201,10 +222,10 @@ def open_shards(index: Path) -> WeightsFile:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index} is no list of shards ({error!r}); copy it again") from error
+        raise InputError(f"{index} is no list of shards ({str(error)[:100]!r}); copy it again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name.endswith(".json"):  # "../../elsewhere", itself
-            raise InputError(f"{index} lists {name!r}, expected files of weights beside it; copy it again")
+            raise InputError(f"{index} lists {str(name)[:100]!r}, expected files of weights beside it; copy it again")
         if not (index.parent / name).is_file():
             raise InputError(f"{index.parent / name} is missing, though {index.name} lists it; download it again")
     return joined(open_weights(index.parent / name) for name in names)
