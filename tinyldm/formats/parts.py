@@ -7,7 +7,6 @@ a second copy of them in memory.
 
 import hashlib
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +153,6 @@ class Checkpoint:
             raise InputError(f"{found}, expected {expected} for {self.path}; put its own merges.txt beside it")
         for name, part in self.parts.items():
             part.fill(networks[name], device, dtype)
-        if self.prediction.is_guess:
-            warnings.warn(f"{self.path} predicts {self.prediction.target}: {self.prediction.known_from}", stacklevel=3)
         model = LatentDiffusion(tokenizer, **networks, schedule=self.schedule, scale=self.scale, defaults=self.defaults)
         return model.to(device)
 

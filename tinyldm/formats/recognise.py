@@ -10,6 +10,7 @@ from tinyldm.formats.names import OPEN_CLIP, PREFIXES, Shapes
 
 MAX_VECTORS = 75  # of a learned word: CLIP reads 77 tokens, two of them start and end, so more fit into no prompt
 LOADABLE = "expected Stable Diffusion 1.x or 2.x, for example v1-5-pruned-emaonly.safetensors"
+NO_AUTOENCODER = "give one as --vae, for example vae-ft-mse-840000-ema-pruned.safetensors"
 LEARNED = "expected an embedding file, as train.py or diffusers write it"
 
 
@@ -116,8 +117,11 @@ def check_is_word(path: Path, words: Mapping[object, object]) -> None:
         raise InputError(f"{path} is {other.what} (found {name[:60]!r}); {other.for_word}")
 
 
-def check_is_checkpoint(path: Path, shapes: Shapes) -> None:
-    """Raises InputError, saying what the file is, if it is not a single file of Stable Diffusion 1.x or 2.x."""
+def check_is_checkpoint(path: Path, shapes: Shapes, has_other: bool = False) -> None:
+    """Raises InputError, saying what the file is, if it is not a single file of Stable Diffusion 1.x or 2.x.
+
+    has_other: an autoencoder is given besides, so the file may have none.
+    """
     if (found := what_else(shapes)) and found[0].for_weights:
         raise InputError(f"{path} is {found[0].what}; {found[0].for_weights}")
     first, last = (f"{PREFIXES['unet']}{name}.weight" for name in ("input_blocks.0.0", "out.2"))
@@ -132,8 +136,12 @@ def check_is_checkpoint(path: Path, shapes: Shapes) -> None:
         "autoencoder": PREFIXES["autoencoder"],
         "text encoder": (PREFIXES["text_encoder"], OPEN_CLIP),
     }
-    if missing := [part for part, prefix in prefixes.items() if not any(name.startswith(prefix) for name in shapes)]:
-        raise InputError(f"{path} has no {' and no '.join(missing)}; {LOADABLE}")
+    missing = [part for part, prefix in prefixes.items() if not any(name.startswith(prefix) for name in shapes)]
+    if missing == ["autoencoder"] and has_other:
+        return
+    if missing:
+        advice = NO_AUTOENCODER if missing == ["autoencoder"] else LOADABLE
+        raise InputError(f"{path} has no {' and no '.join(missing)}; {advice}")
 
 
 def check_inputs(path: Path, inputs: int, outputs: int) -> None:
