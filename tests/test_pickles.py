@@ -57,6 +57,24 @@ def test_a_file_is_read_as_torch_reads_it(tmp_path, name, zipped):
     assert_same(pickles.load(tmp_path / "x.pt", WEIGHTS.allowed_names, 10**6), expected)
 
 
+def test_a_file_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save({"x": WHOLE}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert_same(load_pickle(tmp_path / "x.pt", WEIGHTS), {"x": WHOLE})
+
+
+@FORMS
+def test_numbers_of_a_big_endian_computer_are_refused(tmp_path, monkeypatch, zipped):
+    monkeypatch.setattr("sys.byteorder", "big")
+    torch.save({"x": WHOLE}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match="big-endian"):
+        load_pickle(tmp_path / "x.pt", WEIGHTS)
+
+
 def assert_same(found, expected):
     if isinstance(expected, Tensor):
         assert found.dtype == expected.dtype and found.stride() == expected.stride() and torch.equal(found, expected)
@@ -198,6 +216,17 @@ STORAGE = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x0
 TENSOR = b"ctorch._utils\n_rebuild_tensor\nq\x00((%sK\x01tQK\x00K\x01\x85K\x01\x85tq\x01" % STORAGE
 
 
+TWICE = b"]" + b"q\x01]h\x01ah\x01a" * 60  # a list of the list before, twice: to print it takes for ever
+DECODE = b"ctorch._utils\n_rebuild_device_tensor_from_numpy\n"
+
+
+def array(shape, kind, size):
+    """An array as NumPy pickles it by protocol 2."""
+    numbers = b"c_codecs\nencode\nX%s%sX\x06\x00\x00\x00latin1\x86R" % (struct.pack("<I", size), b"a" * size)
+    dtype = b"cnumpy\ndtype\n%s\x85R" % kind
+    return b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01%s%s\x89%stb" % (shape, dtype, numbers)
+
+
 def with_two_directories():
     """zipfile finds the last list of records; who goes by the offset finds the first, and in it another pickle."""
     one, two = zipped(BIGS), zipped(b"\x80\x02}.")
@@ -221,19 +250,15 @@ BOMBS = {
     "behind a second list of records": with_two_directories,
     "behind a second name": with_a_second_name,
     "copies of a dictionary": lambda: zipped(
-        b"\x80\x02(("
-        + b"".join(b"J%sN" % struct.pack("<i", i) for i in range(20_000))
-        + b"dq\x01"
-        + NAME
-        + b"h\x00h\x01\x85R" * 20_000
-        + b"t."
+        b"\x80\x02(}q\x01(%su" % b"".join(b"J%sN" % struct.pack("<i", i) for i in range(20_000))
+        + (NAME + b"h\x00h\x01\x85R" * 20_000 + b"t.")
     ),
     "many tensors": lambda: zipped(b"\x80\x02(" + TENSOR + b"h\x00h\x01R" * 40_000 + b"t."),
     "many lists": lambda: zipped(b"\x80\x04(" + b"]\x94" * 60_000 + b"t."),
     "more instructions than fit": lambda: zipped(b"\x80\x02(" + b"}" * 1_000_000 + b"t."),
     "many names": lambda: zipped(b"\x80\x02(" + NAME[:-2] * 80_000 + b"t."),
     "a long text of wide letters": lambda: zipped(
-        b"\x80\x02X%s\xf0\x9f\x98\x80%s." % (struct.pack("<I", 9_000_000), b"a" * 8_999_996)
+        b"\x80\x02X%s\xf0\x9f\x98\x80%s." % (struct.pack("<I", 2_900_000), b"a" * 2_899_996)
     ),
     "a long text that is not there": lambda: zipped(b"\x80\x02X\xff\xff\xff\x7f."),
     "a deep tuple for a key": lambda: zipped(b"\x80\x02})" + b"\x85" * 100_000 + b"Ns."),
@@ -251,6 +276,33 @@ BOMBS = {
         % STORAGE
     ),
     "many empty records": lambda: zipped(b"\x80\x02}.", records=[(str(i), b"") for i in range(20_000)]),
+    "lists in lists, each twice, for a storage's key": lambda: zipped(
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + TWICE + b"X\x03\x00\x00\x00cpuK\x01tQ."
+    ),
+    "tuples in tuples, each twice, for a storage's key before 1.6": lambda: old(
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)"
+        + b"q\x01h\x01\x86" * 60
+        + b"X\x03\x00\x00\x00cpuK\x01NtQ."
+    ),
+    "tuples in tuples for a type of numbers": lambda: zipped(
+        b"\x80\x02" + DECODE + b"(" + array(b"K\x01\x85", b")" + b"q\x01h\x01\x86" * 60, 4) + b"tR."
+    ),
+    "lists in lists for a name": lambda: zipped(b"\x80\x04" + TWICE + TWICE + b"\x93."),
+    "a list times a size": lambda: zipped(
+        b"\x80\x02ctorch._utils\n_rebuild_tensor\n((%sK\x01tQK\x00J\xff\xff\xff\x3f\x85]K\x00a\x85tR." % STORAGE
+    ),
+    "a list times a size of numbers": lambda: zipped(
+        b"\x80\x02" + DECODE + b"(" + array(b"J\xff\xff\xff\x3f]K\x00a\x86", b"X\x02\x00\x00\x00f4", 4) + b"tR."
+    ),
+    "the same numbers decoded often": lambda: zipped(
+        b"\x80\x02("
+        + DECODE
+        + b"q\x01("
+        + array(b"J%s\x85" % struct.pack("<i", 200_000), b"X\x02\x00\x00\x00f4", 800_000)
+        + b"NNNtq\x02"
+        + b"h\x01h\x02R" * 30_000
+        + b"t."
+    ),
     "bytes before 1.6": lambda: old(b"\x80\x02B\xff\xff\xff\x7f" + bytes(20_000_000)),
 }
 

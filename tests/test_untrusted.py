@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 import torch
+from conftest import memory_peak
 from helpers.public import save_lightning
 from safetensors.torch import save_file
 
@@ -231,7 +232,32 @@ def test_a_broken_safetensors_file_is_refused(tmp_path, name):
 def test_a_header_of_a_hundred_megabytes_is_refused_unread(tmp_path, monkeypatch):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 10**8) + b"{" + b" " * (10**8))
     monkeypatch.setattr(untrusted, "safe_open", None)
-    refused(tmp_path / "x.safetensors", "claims a header of 100000000 bytes, expected at most 10000000")
+    refused(tmp_path / "x.safetensors", "claims a header of 100000000 bytes, expected at most 3000000")
+
+
+ENTRY = '"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+LONG = {
+    "x.safetensors of many names": lambda: safetensors_bytes(b"{%s}" % many(ENTRY, 50_000), b""),
+    "x.safetensors of many notes": lambda: safetensors_bytes(b'{"__metadata__":{%s}}' % many('"%x":""', 280_000), b""),
+    "x.safetensors of a long shape": lambda: safetensors_bytes(
+        b'{"w":{"dtype":"F32","shape":[%s]}}' % many("%d", 400_000)
+    ),
+    "x.json of many things": lambda: b'{"weight_map":{"a":[%s]}}' % many("{}", 980_000),
+    "x.json that is too long": lambda: b'{"weight_map":{"a":[%s]}}' % many("{}", 5_000_000),
+}
+
+
+def many(entry: str, count: int) -> bytes:
+    return ",".join(entry % i if "%" in entry else entry for i in range(count)).encode()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_description_takes_much_more_memory_than_it_is_long(tmp_path, name):
+    path = tmp_path / name.partition(" ")[0]
+    path.write_bytes(LONG[name]())
+    with memory_peak() as used, contextlib.suppress(InputError):
+        open_weights(path)
+    assert used.bytes < 1.5 * path.stat().st_size + 100e6, f"{used.bytes / 1e6:.0f} MB"
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):

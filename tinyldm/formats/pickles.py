@@ -90,26 +90,32 @@ class Sips(io.FileIO):
 
 def load_zip(file: Sips, mapped: UntypedStorage, allowed: re.Pattern[str], most: int) -> object:
     with zipfile.ZipFile(file) as archive:
-        records = {record.filename: record for record in archive.infolist()}
         check_records(archive.infolist(), len(mapped))
-        (name,) = (name for name in records if name.endswith("/data.pkl"))
-        if records[name].file_size > most:
-            raise ValueError(f"a pickle of more than {most} bytes")
-        folder = name.removesuffix("data.pkl")
-        if f"{folder}byteorder" in records and archive.read(f"{folder}byteorder") != b"little":
-            raise ValueError("its numbers are big-endian")
-        pickle = archive.read(name)
+        records = {record.filename: record for record in archive.infolist()}
+    (name,) = (name for name in records if name.endswith("/data.pkl"))
+    folder = name.removesuffix("data.pkl")
+
+    def place(name: str, size: int) -> int:  # not by zipfile, which checks checksums: PyTorch can leave them out
+        if not 0 <= size <= records[name].file_size:
+            raise ValueError("more numbers than it has")
+        file.seek(records[name].header_offset)
+        header = file.read(30)  # a name and extra bytes of these lengths follow it
+        return records[name].header_offset + len(header) + sum(struct.unpack("<HH", header[26:]))
+
+    def content(name: str, size: int) -> bytes:
+        file.seek(place(name, size))
+        return file.read(size)
 
     def stored(kind: Inert, key: str, _: str, count: int) -> Storage:
-        record, dtype = records[f"{folder}data/{key}"], STORAGES[kind.name]
-        if not 0 <= count * dtype.itemsize <= record.file_size:
-            raise ValueError("more numbers than it has")
-        file.seek(record.header_offset)
-        header = file.read(30)
-        start = record.header_offset + len(header) + sum(struct.unpack("<HH", header[26:]))  # its name, extra bytes
-        return Storage(dtype, part_of(mapped, start, count * dtype.itemsize))
+        dtype = STORAGES[kind.name]
+        size = count * dtype.itemsize
+        return Storage(dtype, part_of(mapped, place(f"{folder}data/{key}", size), size))
 
-    return run(io.BytesIO(pickle), allowed, stored)
+    if f"{folder}byteorder" in records and content(f"{folder}byteorder", 3) == b"big":
+        raise ValueError("its numbers are big-endian")
+    if records[name].file_size > most:
+        raise ValueError(f"a pickle of more than {most} bytes")
+    return run(io.BytesIO(content(name, records[name].file_size)), allowed, stored)
 
 
 def check_records(records: list[zipfile.ZipInfo], size: int) -> None:
@@ -176,6 +182,7 @@ def run(pickle: io.BytesIO, allowed: re.Pattern[str], stored: Callable[..., Stor
     stored: what a storage's description stands for, as torch.save gives it: kind, key, device, count of numbers, ….
     """
     stack, outer, memo = [], [], {}  # outer: the stacks that are put aside while a tuple or list is filled
+    decoded = 0  # bytes of numbers in the pickle itself
     for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
         if count > MAX_INSTRUCTIONS:
             raise ValueError(f"a pickle of more than {MAX_INSTRUCTIONS} instructions")
@@ -216,18 +223,21 @@ def run(pickle: io.BytesIO, allowed: re.Pattern[str], stored: Callable[..., Stor
                 stack.append(named(argument, allowed))
             case "STACK_GLOBAL":
                 module, function = stack.pop(-2), stack.pop()
-                stack.append(named(f"{module} {function}", allowed))
+                stack.append(named(" ".join([module, function]), allowed))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(called(function, arguments))
+                decoded += stack[-1].nbytes if function.name.endswith("_from_numpy") else 0
+                if decoded > len(pickle.getbuffer()):  # the same numbers, decoded again and again
+                    raise ValueError("more numbers than it has")
             case "BUILD":
                 state = stack.pop()
                 stack[-1] = built(stack[-1], state)
             case "BINPERSID":
-                kind, *description = stack.pop()
-                if kind != "storage" or stored is None:
+                word, kind, key, *more = stack.pop()
+                if word != "storage" or not isinstance(key, str) or stored is None:
                     raise ValueError("it refers to what is not in it")
-                stack.append(stored(*description))
+                stack.append(stored(kind, key, *more))
             case _ if name in CONSTANTS:
                 stack.append(CONSTANTS[name])
             case _ if name in VALUES:
@@ -277,8 +287,9 @@ def built(target: object, state: object) -> object:
 def view(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor | None:
     if storage.bytes is None:
         return None
+    check_whole(offset, *size, *stride)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(offset, *size, *stride, 0) < 0 or (0 not in size and last >= len(storage.bytes) // storage.dtype.itemsize):
+    if 0 not in size and last >= len(storage.bytes) // storage.dtype.itemsize:
         raise ValueError("a tensor of more numbers than are there")
     return torch.empty(0, dtype=storage.dtype).set_(storage.bytes, offset, size, stride)
 
@@ -286,9 +297,19 @@ def view(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int
 def from_array(array: Inert) -> Tensor:
     """A NumPy array in the pickle itself, as PyTorch 1 wrote tensors of a Mac's GPU."""
     _, shape, dtype, is_fortran, numbers = array.state
+    check_whole(*shape)
     if isinstance(numbers, Inert):  # _codecs.encode(text, "latin1"): before protocol 3, pickles had no bytes
         numbers = numbers.arguments[0].encode("latin1")
-    dtype = NUMPY_TYPES[dtype.arguments[0]]
-    if is_fortran or min(shape, default=0) < 1 or math.prod(shape) * dtype.itemsize != len(numbers):
+    kind = dtype.arguments[0]
+    if not isinstance(kind, str) or kind not in NUMPY_TYPES:
+        raise ValueError("an array of other than numbers")
+    dtype = NUMPY_TYPES[kind]
+    if is_fortran or 0 in shape or math.prod(shape) * dtype.itemsize != len(numbers):
         raise ValueError("an array of other than its numbers")
     return torch.frombuffer(bytearray(numbers), dtype=dtype).reshape(shape)
+
+
+def check_whole(*numbers: object) -> None:
+    """Numbers, for a list times a number is a long list."""
+    if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+        raise ValueError("sizes that are none")

@@ -54,7 +54,7 @@ class Limits(NamedTuple):
 
 
 WEIGHTS = Limits(
-    max_description=10_000_000,  # Stable Diffusion's names and shapes take 150 kB, training tools add notes
+    max_description=3_000_000,  # Stable Diffusion's names and shapes take 150 kB, training tools add notes
     allowed_names=re.compile(f"{TENSOR_NAMES}|{TRAINING_NAMES}"),
     advice="get the .safetensors of this checkpoint",
 )
@@ -163,7 +163,7 @@ def open_pickle(path: Path) -> WeightsFile:
         groups = {name: plain_tensors(items) for name, items in content.items()}
         tensors = {f"{group}.{name}": tensor for group, items in groups.items() for name, tensor in items.items()}
     if not tensors:
-        if found := what_else(content):
+        if isinstance(content, dict) and (found := what_else(content)):
             raise InputError(f"{path} is {found[0].what}; {found[0].for_weights}")
         advice = "expected a checkpoint: names and weights; if it is a learned embedding, give it as --embedding"
         raise InputError(f"{path} holds no named tensors; {advice}")
@@ -220,6 +220,8 @@ def first_sentence(error: Exception) -> str:
 def open_shards(index: Path) -> WeightsFile:
     """The files that a diffusers or transformers `*.index.json` lists, as one."""
     try:
+        if index.stat().st_size > WEIGHTS.max_description:
+            raise ValueError(f"it has more than {WEIGHTS.max_description} bytes")
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index} is no list of shards ({str(error)[:100]!r}); copy it again") from error
