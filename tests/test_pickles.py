@@ -1,7 +1,10 @@
 """What torch.save writes is read as torch.load reads it, and nothing that a pickle names is called or takes memory."""
 
+import contextlib
 import io
 import pickle
+import pickletools
+import random
 import struct
 import time
 import warnings
@@ -325,6 +328,20 @@ def test_no_file_takes_more_memory_or_time_than_it_is_long(tmp_path, name, limit
     assert used.bytes < 1.5 * size + 100e6, f"{used.bytes / 1e6:.0f} MB for a file of {size / 1e6:.1f}"
     assert time.process_time() - start < 10
     assert content is not None
+
+
+def test_a_file_with_any_instruction_changed_is_read_or_refused(tmp_path):
+    """Half of the changes put an instruction of pickle's where none was."""
+    codes = [operation.code.encode("latin1") for operation in pickletools.opcodes]
+    save_lightning(tmp_path / "x.ckpt", {"w": torch.ones(2, 8)}, zipped=False)
+    whole, chance = (tmp_path / "x.ckpt").read_bytes(), random.Random(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for place in chance.sample(range(len(whole)), 2):
+            changed[place : place + 1] = chance.choice([chance.choice(codes), chance.randbytes(1)])
+        (tmp_path / "x.ckpt").write_bytes(changed)
+        with contextlib.suppress(InputError):
+            open_weights(tmp_path / "x.ckpt")
 
 
 def test_the_bomb_of_449_bytes_is_one_in_torch(tmp_path):

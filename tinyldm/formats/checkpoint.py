@@ -4,8 +4,8 @@
 
 Three layouts load: our own (native.py), whose sizes and settings stand in its metadata; the single files of Stable
 Diffusion 1.x and 2.x (single_file.py), whose sizes are read off their shapes; and diffusers' folders
-(diffusers_folder.py), whose sizes stand in their config.json files. Opening one reads headers only; loading is in
-parts.py.
+(diffusers_folder.py), whose sizes stand in their config.json files. Opening one reads headers only, and of a single
+file of 2.x one small weight; loading is in parts.py.
 """
 
 import json
@@ -56,7 +56,7 @@ def load_checkpoint(
 
 
 def open_checkpoint(path: str | Path, *, vae: str | Path | None = None, prediction: str | None = None) -> Checkpoint:
-    """Find out what a checkpoint is, without reading a weight. Arguments and errors as load_checkpoint's."""
+    """Find out what a checkpoint is, without reading its weights. Arguments and errors as load_checkpoint's."""
     path = Path(path)
     other = open_autoencoder(Path(vae)) if vae is not None else None
     with configured(path):
