@@ -57,6 +57,8 @@ def read_single_file(
             autoencoder, scale = other
         stated = STATED.get(weights.metadata.get("modelspec.prediction_type", "").lower())
         otherwise = prediction_of_2x(weights) if is_2x and not (stated or flag) else OF_1X
+    except InputError:
+        raise
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:  # a tensor that tells is not there
         found = error.args[0] if isinstance(error, KeyError) else error
         raise InputError(f"{path} lacks weights that tell its sizes ({found}); {LOADABLE}, or copy it again") from error
