@@ -58,7 +58,6 @@ FORMS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*predicts v")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_of_a_single_file_gives_the_same_networks(tmp_path, name, kind):
@@ -75,7 +74,6 @@ def test_both_spellings_of_the_text_encoders_prefix(tmp_path):
         assert_same_weights(load_checkpoint(tmp_path / "x.safetensors"), "1.x")
 
 
-@pytest.mark.filterwarnings("ignore:.*predicts v")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_file_and_a_folder_give_the_picture_of_diffusers(tmp_path, kind):
     """From the same weights and the same first noise: 4 steps of DDIM, guidance 7.5, float32."""
@@ -161,6 +159,54 @@ def test_a_diffusers_folder_of_an_autoencoder_is_swapped_in_with_its_own_scale(t
 def test_an_autoencoder_of_our_own_format_brings_its_configuration(tiny):
     model = load_checkpoint(WEIGHTS, vae=WEIGHTS / "model.safetensors")
     assert model.autoencoder.config == tiny.autoencoder.config and model.scale == tiny.scale
+
+
+def test_one_file_of_diffusers_is_swapped_in_with_the_configuration_beside_it(tmp_path):
+    """As `hf download stabilityai/sd-vae-ft-mse` leaves it: config.json and diffusion_pytorch_model.safetensors."""
+    save_folder(tmp_path / "folder", "1.x", variant="fp16")
+    vae = tmp_path / "folder" / "vae"
+    config = json.loads((vae / "config.json").read_text())
+    (vae / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    save_file(single_file("1.x"), tmp_path / "x.safetensors")
+    write_merges(tmp_path)
+    model = load_checkpoint(tmp_path / "x.safetensors", vae=vae / "diffusion_pytorch_model.fp16.safetensors")
+    assert_same_weights(model, "1.x")
+    assert model.scale == 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_without_an_autoencoder_loads_with_another(run, tmp_path, kind):
+    """Many fine-tunes are passed on without; ComfyUI's and A1111's users choose one in the program."""
+    save_folder(tmp_path / "folder", kind)
+    (tmp_path / "folder" / "vae").rename(tmp_path / "vae")
+    kept = {name: p for name, p in single_file(kind).items() if not name.startswith("first_stage_model.")}
+    save_file(kept, tmp_path / "x.safetensors")
+    torch.save({"state_dict": kept}, tmp_path / "x.ckpt")
+    write_merges(tmp_path)
+    for path in (tmp_path / "folder", tmp_path / "x.safetensors", tmp_path / "x.ckpt"):
+        error = run("sample.py", "--prompt", "a", "--weights", path).error
+        assert "; give one as --vae, for example vae-ft-mse-840000-ema-pruned.safetensors" in error
+        model = open_checkpoint(path, vae=tmp_path / "vae").load()
+        assert_same_weights(model, kind)
+
+
+def test_the_hash_of_a_checkpoint_is_that_of_its_own_files_whatever_autoencoder_it_gets(tmp_path):
+    save_folder(tmp_path / "folder", "1.x")
+    for name, tensors in {"one": other_autoencoder(), "two": autoencoder_file("1.x")}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
+    own = open_checkpoint(tmp_path / "folder").sha256()
+    assert open_checkpoint(tmp_path / "folder", vae=one).sha256() == own
+    (tmp_path / "folder" / "vae").rename(tmp_path / "vae")
+    without = {open_checkpoint(tmp_path / "folder", vae=vae).sha256() for vae in (one, two)}
+    assert len(without) == 1 and own not in without
+
+
+def test_a_broken_configuration_of_another_autoencoder_is_called_by_its_own_name(run, tmp_path):
+    save_folder(tmp_path / "folder", "1.x")
+    (tmp_path / "folder" / "vae" / "config.json").write_text("{}")
+    error = run("sample.py", "--prompt", "a", "--vae", tmp_path / "folder").error
+    assert f"{tmp_path / 'folder'}: its configuration is incomplete or broken (KeyError('block_out_channels'))" in error
 
 
 @pytest.mark.parametrize(
@@ -321,7 +367,7 @@ def test_a_checkpoint_is_described_in_a_few_lines(tmp_path, capsys, monkeypatch)
     for part in (
         f"{path}: single file",
         "pictures 768x768",
-        "predicts v, known from a guess",
+        "predicts v, known from the deviation of output_blocks.5.1",
         f"unet {unet:,}",
         "float16 (",
         "float32 (1 tensors)",

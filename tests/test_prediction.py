@@ -1,4 +1,4 @@
-"""eps or v: what the checkpoint states comes first, then --prediction, then a default, which may be a guess."""
+"""eps or v: what the checkpoint states comes first, then --prediction, then what else is known of it."""
 
 import re
 from pathlib import Path
@@ -10,19 +10,18 @@ from tinyldm.formats.prediction import STATED, THE_DEFAULT, Prediction, known_pr
 from tinyldm.schedule import PREDICTIONS
 
 FILE = Path("some.safetensors")
-GUESS = Prediction("v", "a guess, as for most", is_guess=True)
+OTHERWISE = Prediction("v", "the deviation of a weight")
 
 
 @pytest.mark.parametrize("stated", PREDICTIONS)
 def test_what_the_checkpoint_states_wins_over_any_default(stated):
-    for default in (THE_DEFAULT, GUESS):
-        known = known_prediction(FILE, stated, "its metadata", None, default)
-        assert known == Prediction(stated, "its metadata") and not known.is_guess
+    for default in (THE_DEFAULT, OTHERWISE):
+        assert known_prediction(FILE, stated, "its metadata", None, default) == Prediction(stated, "its metadata")
 
 
 @pytest.mark.parametrize("stated", PREDICTIONS)
 def test_a_flag_that_says_what_the_checkpoint_states_changes_nothing(stated):
-    assert known_prediction(FILE, stated, "its metadata", stated, GUESS) == Prediction(stated, "its metadata")
+    assert known_prediction(FILE, stated, "its metadata", stated, OTHERWISE) == Prediction(stated, "its metadata")
 
 
 @pytest.mark.parametrize("stated, flag", [("eps", "v"), ("v", "eps")])
@@ -33,15 +32,14 @@ def test_a_flag_that_contradicts_what_the_checkpoint_states_is_refused_in_one_li
 
 
 @pytest.mark.parametrize("flag", PREDICTIONS)
-def test_where_nothing_is_stated_the_flag_wins_and_is_no_guess(flag):
-    for default in (THE_DEFAULT, GUESS):
-        known = known_prediction(FILE, None, "its metadata", flag, default)
-        assert known == Prediction(flag, "--prediction") and not known.is_guess
+def test_where_nothing_is_stated_the_flag_wins(flag):
+    for default in (THE_DEFAULT, OTHERWISE):
+        assert known_prediction(FILE, None, "its metadata", flag, default) == Prediction(flag, "--prediction")
 
 
-def test_where_nobody_says_anything_it_is_the_default_and_a_guess_stays_a_guess():
-    assert known_prediction(FILE, None, "its metadata", None) == Prediction("eps", "the default", is_guess=False)
-    assert known_prediction(FILE, None, "its metadata", None, GUESS) == GUESS and GUESS.is_guess
+def test_where_nobody_says_anything_it_is_the_default():
+    assert known_prediction(FILE, None, "its metadata", None) == Prediction("eps", "the default")
+    assert known_prediction(FILE, None, "its metadata", None, OTHERWISE) == OTHERWISE
 
 
 def test_every_word_that_others_use_means_eps_or_v_and_is_in_lower_case():

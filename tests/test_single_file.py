@@ -1,10 +1,17 @@
 """Single files of Stable Diffusion: what they are is recognised, what they are not is refused, eps or v is known."""
 
 import pytest
-from helpers.public import save_lightning, single_file, write_merges
+import torch
+from helpers.public import single_file, write_merges
 from safetensors.torch import save_file
 
+from tinyldm.formats import checkpoint
 from tinyldm.formats.checkpoint import load_checkpoint
+from tinyldm.formats.single_file import prediction_of_2x
+from tinyldm.formats.untrusted import WeightsFile
+from tinyldm.unet import UNet, UNetConfig
+
+LAST = "output_blocks.5.1.transformer_blocks.0.norm1.bias"  # 11 in the real ones
 
 # ---- eps or v
 
@@ -15,27 +22,40 @@ def test_a_single_file_of_1x_predicts_eps_and_nobody_is_warned(tmp_path, recwarn
     assert not [warning for warning in recwarn if "predicts" in str(warning.message)]
 
 
-def test_a_single_file_of_2x_predicts_v_by_default_and_says_how_that_was_chosen(run, tmp_path):
-    path = written(tmp_path, "2.x")
-    small = ("--height", 32, "--width", 32, "--steps", 1)
-    outcome = run("sample.py", "--prompt", "a", "--weights", path, *small)
-    assert outcome.status == 0
-    assert f"{path} predicts v: a guess, as for most of 2.x" in outcome.err and "--prediction eps" in outcome.err
+@pytest.mark.parametrize("deviation, target, size", [(0.02, "eps", 512), (0.089, "eps", 512), (0.1, "v", 768)])
+def test_the_deviation_of_one_weight_tells_21_from_21_base(tmp_path, capsys, recwarn, deviation, target, size):
+    """SD20.model_type of ComfyUI's comfy/supported_models.py: the population's, and above 0.09 it is v."""
+    path = written(tmp_path, "2.x", bias=torch.tensor([deviation, -deviation]).repeat(32) + 3)
     model = load_checkpoint(path)
-    assert model.tokenizer.pad == "zero" and model.defaults.size == 768
+    assert (model.schedule.prediction, model.defaults.size, model.tokenizer.pad) == (target, size, "zero")
+    assert len(recwarn) == 0
+    checkpoint.main([str(path)])
+    known = f"predicts {target}, known from the deviation of {LAST}, {deviation:.3f}: above 0.09 it is v, as ComfyUI"
+    assert known in capsys.readouterr().out
 
-    outcome = run("sample.py", "--prompt", "a", "--weights", path, *small, "--prediction", "eps")
-    assert outcome.status == 0 and "guess" not in outcome.err
-    model = load_checkpoint(path, prediction="eps")
-    assert model.schedule.prediction == "eps" and model.defaults.size == 512
+
+def test_of_the_real_ones_it_is_the_weight_that_comfyui_looks_at(tmp_path):
+    """Headers of the real sizes, with a hole in place of the numbers: all that opening reads is this one weight."""
+    with torch.device("meta"):
+        unet = UNet(UNetConfig(context_width=1024, heads=None, head_width=64, linear_projections=True)).state_dict()
+    shapes = {f"model.diffusion_model.{name}": (320,) for name in unet}
+    reads = []
+    weights = WeightsFile((tmp_path,), shapes, {}, {}, lambda name: reads.append(name) or torch.zeros(320))
+    assert prediction_of_2x(weights).target == "eps"
+    assert reads == ["model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"]
 
 
-@pytest.mark.parametrize("steps, expected", [(875_000, "eps"), (110_000, "v")])
-def test_the_training_steps_of_20_base_say_that_it_predicts_eps(tmp_path, steps, expected):
-    save_lightning(tmp_path / "x.ckpt", single_file("2.x"), steps=steps)
-    write_merges(tmp_path)
-    with pytest.warns(UserWarning, match=f"predicts {expected}: a guess"):
-        assert load_checkpoint(tmp_path / "x.ckpt").schedule.prediction == expected
+def test_the_flag_is_stronger_than_the_deviation(tmp_path):
+    path = written(tmp_path, "2.x", bias=torch.zeros(64))
+    assert load_checkpoint(path).schedule.prediction == "eps"
+    model = load_checkpoint(path, prediction="v")
+    assert model.schedule.prediction == "v" and model.defaults.size == 768
+
+
+@pytest.mark.parametrize("bias", [None, torch.zeros(200, 200)])
+def test_without_that_weight_a_file_of_2x_is_broken(run, tmp_path, bias):
+    path = written(tmp_path, "2.x", bias=bias)
+    assert "lacks weights that tell its sizes" in run("sample.py", "--prompt", "a", "--weights", path).error
 
 
 @pytest.mark.parametrize("kind", ["1.x", "2.x"])
@@ -53,7 +73,10 @@ def test_a_flag_that_contradicts_what_the_checkpoint_states_is_refused(run, tmp_
     assert load_checkpoint(path, prediction="v").schedule.prediction == "v"
 
 
-def written(folder, kind, metadata=None):
-    save_file(single_file(kind), folder / "x.safetensors", metadata=metadata)
+def written(folder, kind, metadata=None, **bias):
+    tensors = single_file(kind)
+    for value in bias.values():
+        tensors[f"model.diffusion_model.{LAST}"] = value
+    save_file({name: p for name, p in tensors.items() if p is not None}, folder / "x.safetensors", metadata=metadata)
     write_merges(folder)
     return folder / "x.safetensors"

@@ -287,25 +287,48 @@ def extras(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def save_lightning(path: Path, tensors: dict[str, Tensor], steps: int = 470_000) -> None:
-    """What the training tool of the original 1.4 file wrapped its weights in, its own class as a key included."""
+def save_lightning(
+    path: Path, tensors: dict[str, Tensor], steps: int = 470_000, zipped: bool = True, numpy: str = "numpy.core"
+) -> None:
+    """What the training tool of the original 1.4 file wrapped its weights in, its own class as a key included.
+
+    CheckpointConnector.dump_checkpoint and ModelCheckpoint.on_save_checkpoint of Lightning 1.4, LambdaLR.state_dict of
+    PyTorch, whose factors come from LDM's LambdaLinearScheduler and so are NumPy's. numpy: how that calls itself.
+    """
     names = ["pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"]
     callback = type("ModelCheckpoint", (), {"__module__": names[-1]})
     instance = callback()
     instance.verbose = True
+    rate = np.float64(1e-4)
+    monitored = {"monitor": "val/loss_simple_ema", "best_model_score": torch.tensor(0.1), "best_model_path": "e.ckpt"}
+    group = {"lr": rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "amsgrad": False, "initial_lr": rate}
+    moments = {"step": 3, "exp_avg": torch.randn(7), "exp_avg_sq": torch.randn(7)}
     content = {
         "epoch": 7,
         "global_step": steps,
         "pytorch-lightning_version": "1.4.2",
         "state_dict": tensors,
-        "callbacks": {callback: {"monitor": "loss", "best_model_score": torch.tensor(0.1)}, "instance": instance},
-        "optimizer_states": [{"state": {0: {"step": 3, "exp_avg": torch.randn(7)}}, "param_groups": [{"lr": 1e-4}]}],
-        "lr_schedulers": [{"base_lrs": [1e-4], "last_epoch": 3}],
+        "callbacks": {callback: monitored | {"current_score": None, "dirpath": "logs"}, "instance": instance},
+        "optimizer_states": [{"state": {0: moments}, "param_groups": [group | {"params": [0]}]}],
+        "lr_schedulers": [
+            {
+                "base_lrs": [1e-4],
+                "last_epoch": steps,
+                "_step_count": steps + 1,
+                "verbose": False,
+                "_get_lr_called_within_step": False,
+                "_last_lr": [rate],
+                "lr_lambdas": [{}],
+            }
+        ],
     }
     modules = {name: types.ModuleType(name) for name in names}
     modules[names[-1]].ModelCheckpoint = callback
-    with patch.dict(sys.modules, modules):  # where pickle looks whether the class is what it is called
-        torch.save(content, path)
+    scalar = rate.__reduce__()[0]
+    modules[f"{numpy}.multiarray"] = types.SimpleNamespace(scalar=scalar)
+    named = patch.object(scalar, "__module__", f"{numpy}.multiarray")
+    with named, patch.dict(sys.modules, modules):  # where pickle looks whether the class is what it is called
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
 
 
 def save_folder(path: Path, kind: str, **options: object) -> None:

@@ -4,12 +4,14 @@
 
 Three layouts load: our own (native.py), whose sizes and settings stand in its metadata; the single files of Stable
 Diffusion 1.x and 2.x (single_file.py), whose sizes are read off their shapes; and diffusers' folders
-(diffusers_folder.py), whose sizes stand in their config.json files. Opening one reads headers only; loading is in
-parts.py.
+(diffusers_folder.py), whose sizes stand in their config.json files. Opening one reads headers only, and of a single
+file of 2.x one small weight; loading is in parts.py.
 """
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from tinyldm.formats.merges import GET_MERGES
 from tinyldm.formats.names import clip_sizes, prefixed
 from tinyldm.formats.native import METADATA, read_native
 from tinyldm.formats.parts import Checkpoint, Part
-from tinyldm.formats.single_file import read_autoencoder_file, read_single_file
+from tinyldm.formats.single_file import is_of_diffusers, read_autoencoder_file, read_single_file
 from tinyldm.formats.untrusted import check_sizes, open_weights
 from tinyldm.latent_diffusion import LatentDiffusion
 
@@ -54,23 +56,22 @@ def load_checkpoint(
 
 
 def open_checkpoint(path: str | Path, *, vae: str | Path | None = None, prediction: str | None = None) -> Checkpoint:
-    """Find out what a checkpoint is, without reading a weight. Arguments and errors as load_checkpoint's."""
+    """Find out what a checkpoint is, without reading its weights. Arguments and errors as load_checkpoint's."""
     path = Path(path)
-    try:
+    other = open_autoencoder(Path(vae)) if vae is not None else None
+    with configured(path):
         if (path / "model_index.json").is_file() or (path / "unet").is_dir():
-            checkpoint = read_folder(path, prediction)
+            checkpoint = read_folder(path, prediction, other)
         else:
             path = weights_file(path)
             weights = open_weights(path)
-            read = read_native if METADATA in weights.metadata else read_single_file
-            checkpoint = read(path, weights, prediction)
-        if vae is not None:
-            autoencoder, scale = open_autoencoder(Path(vae))
-            checkpoint = replace(checkpoint, autoencoder=autoencoder, scale=scale)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # of JSON that is broken
-        raise InputError(f"{path}: its configuration is incomplete or broken ({error!r}); copy it again") from error
+            if METADATA in weights.metadata:
+                checkpoint = read_native(path, weights, prediction)
+            else:
+                checkpoint = read_single_file(path, weights, prediction, other)
+    if other is not None:
+        autoencoder, scale = other
+        checkpoint = replace(checkpoint, autoencoder=autoencoder, scale=scale)
     expected, found = (part.config.latent_channels for part in (checkpoint.unet, checkpoint.autoencoder))
     if found != expected:
         found = f"the autoencoder of {vae or path} makes latents of {found} channels"
@@ -78,15 +79,29 @@ def open_checkpoint(path: str | Path, *, vae: str | Path | None = None, predicti
     return checkpoint
 
 
+@contextmanager
+def configured(path: Path) -> Iterator[None]:
+    """What a configuration lacks, or has of another type, is an error that names the checkpoint."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # of JSON that is broken
+        raise InputError(f"{path}: its configuration is incomplete or broken ({error!r}); copy it again") from error
+
+
 def open_autoencoder(path: Path) -> tuple[Part, float]:
     """An autoencoder, alone or in a checkpoint of any layout, and the scale of its latents."""
-    if path.is_dir():
-        return read_autoencoder_folder(path)
-    weights = open_weights(path)
-    if METADATA in weights.metadata:
-        checkpoint = read_native(path, weights, None)
-        return checkpoint.autoencoder, checkpoint.scale
-    return read_autoencoder_file(path, weights)
+    with configured(path):
+        if path.is_dir():
+            return read_autoencoder_folder(path)
+        weights = open_weights(path)
+        if METADATA in weights.metadata:
+            checkpoint = read_native(path, weights, None)
+            return checkpoint.autoencoder, checkpoint.scale
+        if is_of_diffusers(weights.shapes) and (path.parent / "config.json").is_file():
+            return read_autoencoder_folder(path.parent, weights)
+        return read_autoencoder_file(path, weights)
 
 
 def weights_file(path: Path) -> Path:

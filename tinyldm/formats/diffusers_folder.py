@@ -13,8 +13,8 @@ from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.formats.names import diffusers_autoencoder, diffusers_unet, hugging_face_text
 from tinyldm.formats.parts import SCALE, Checkpoint, Part
 from tinyldm.formats.prediction import STATED, known_prediction
-from tinyldm.formats.recognise import LOADABLE, check_inputs
-from tinyldm.formats.untrusted import check_sizes, open_weights
+from tinyldm.formats.recognise import LOADABLE, NO_AUTOENCODER, check_inputs
+from tinyldm.formats.untrusted import WeightsFile, check_sizes, open_weights
 from tinyldm.latent_diffusion import Defaults
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.unet import UNet, UNetConfig
@@ -70,8 +70,10 @@ WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensor
 ]
 
 
-def read_folder(path: Path, flag: str | None) -> Checkpoint:
+def read_folder(path: Path, flag: str | None, other: tuple[Part, float] | None = None) -> Checkpoint:
     """Raises InputError if it is the folder of another model, or holds a setting that we don't compute.
+
+    other: an autoencoder and its scale for a folder that has none.
 
     And KeyError, TypeError, ValueError or AttributeError if a config.json lacks what every one of them has.
     """
@@ -79,11 +81,13 @@ def read_folder(path: Path, flag: str | None) -> Checkpoint:
         what = "a Stable Diffusion 3 or Flux" if (path / "transformer").is_dir() else "an SDXL"
         raise InputError(f"{path} is {what} folder; {LOADABLE}")
     missing = [name for name in ("unet", "vae", "text_encoder", "scheduler") if not (path / name).is_dir()]
-    if missing:
+    if missing == ["vae"] and other is None:
+        raise InputError(f"{path} has no vae folder; {NO_AUTOENCODER}")
+    if missing not in ([], ["vae"]):
         raise InputError(f"{path} has no {' and no '.join(missing)} folder; {LOADABLE}, or download it again")
 
     unet, text_encoder = read_unet(path / "unet"), read_text_encoder(path / "text_encoder")
-    autoencoder, scale = read_autoencoder_folder(path)
+    autoencoder, scale = other if missing else read_autoencoder_folder(path)
     scheduler = path / "scheduler" / "scheduler_config.json"
     settings = read_json(scheduler, EXPECTED["scheduler"])
     stated = settings.get("prediction_type")
@@ -105,7 +109,7 @@ def read_folder(path: Path, flag: str | None) -> Checkpoint:
     return Checkpoint(
         path,
         "diffusers folder",
-        text_encoder.file.paths + unet.file.paths + autoencoder.file.paths,
+        text_encoder.file.paths + unet.file.paths + (() if missing else autoencoder.file.paths),
         text_encoder,
         unet,
         autoencoder,
@@ -181,8 +185,11 @@ def read_text_encoder(path: Path) -> Part:
     return Part(CLIPTextEncoder, config, weights, hugging_face_text("", weights.shapes), list(weights.shapes))
 
 
-def read_autoencoder_folder(path: Path) -> tuple[Part, float]:
-    """The autoencoder and the scale of its latents. path: the vae folder, or the whole folder that it is in."""
+def read_autoencoder_folder(path: Path, weights: WeightsFile | None = None) -> tuple[Part, float]:
+    """The autoencoder and the scale of its latents. path: the vae folder, or the whole folder that it is in.
+
+    weights: those to take instead of the folder's own.
+    """
     path = path / "vae" if (path / "vae").is_dir() else path
     settings = read_json(path / "config.json", EXPECTED["vae"])
     config = AutoencoderConfig(
@@ -191,7 +198,7 @@ def read_autoencoder_folder(path: Path) -> tuple[Part, float]:
         latent_channels=settings["latent_channels"],
         norm_groups=settings.get("norm_num_groups", 32),
     )
-    weights = open_weights(weights_in(path))
+    weights = weights or open_weights(weights_in(path))
     layout = diffusers_autoencoder(config, weights.shapes)
     return Part(AutoencoderKL, config, weights, layout, list(weights.shapes)), settings.get("scaling_factor", SCALE)
 

@@ -43,6 +43,7 @@ from tinyldm.formats.untrusted import (
     first_sentence,
     load_pickle,
     open_safetensors,
+    what_instead,
 )
 from tinyldm.tokenizer import ALPHABET, WORD_END
 
@@ -50,8 +51,7 @@ MAX_JSON_BYTES = 2**22  # in an image; 75 vectors of width 1280 as text are 2 MB
 MAX_PIXELS = 2**22  # of an image
 EMBEDDING = Limits(
     max_description=2**20,  # an embedding has some hundred bytes of it
-    allowed_names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's,
-    classes=[nn.ParameterDict],  # and to make one runs no code of the file
+    allowed_names=re.compile(rf"{TENSOR_NAMES}|torch\.nn\.modules\.container ParameterDict"),  # the paper's
     advice="don't trust the file",
 )
 
@@ -75,8 +75,8 @@ def read_content(path: Path) -> object:
         return load_pickle(path, EMBEDDING)
     if found == "image":
         return read_embedding_image(path)
-    what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file nor a PNG or WEBP image"
-    raise InputError(f"{path} is {what}: {LEARNED}")
+    neither = f"neither a safetensors nor a PyTorch file nor a PNG or WEBP image: {LEARNED}"
+    raise InputError(f"{path} is {what_instead(path) or neither}")
 
 
 def read_embedding_image(path: Path) -> object:
@@ -152,8 +152,6 @@ def words_of(
         name, words = path.stem, part
         if "string_to_param" in part:
             other, words = part.get("name"), part["string_to_param"]
-            if isinstance(words, nn.ParameterDict):
-                words = vars(words).get("_parameters")  # as every version of PyTorch calls them
             if isinstance(other, str) and other not in ("", name, *NAMELESS):
                 name, other = (other, name) if container(path) == "image" else (name, other)
                 if called is None:

@@ -7,7 +7,6 @@ a second copy of them in memory.
 
 import hashlib
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,13 +72,15 @@ class Part:
             found = self.file.shapes[source.name]
             if found != expected and (*found, 1, 1) != expected:  # a linear layer is our 1x1 convolution
                 advice = f"expected {expected} by its configuration; copy it again"
-                raise InputError(f"{self.where()}: {source.name} is {found}, {advice}")
+                raise InputError(f"{self.where()}: {source.name} is {str(found)[:60]}, {advice}")
             if (dtype := self.file.dtypes[source.name]) not in SAFETENSORS_DTYPES.values():
-                advice = f"expected one of {', '.join(SAFETENSORS_DTYPES.values())}; get one that is not quantised"
+                is_fp8 = dtype.lower().startswith(("f8", "float8"))
+                advice = "get the fp16 of this fp8 checkpoint" if is_fp8 else "get one that is not quantised"
+                advice = f"expected one of {', '.join(SAFETENSORS_DTYPES.values())}; {advice}"
                 raise InputError(f"{self.where()}: {source.name} holds {dtype}, {advice}")
         if unknown := [key for key, reason in self.unused(network).items() if reason is None]:
             advice = "expected the weights of its configuration alone; choose the checkpoint of a plain model"
-            raise InputError(f"{self.where()} holds {min(unknown)}, which is not known; {advice}")
+            raise InputError(f"{self.where()} holds {min(unknown)[:100]}, which is not known; {advice}")
 
     def unused(self, network: nn.Module) -> dict[str, str | None]:
         """The keys that the network does not read, and why they are there; None: nobody knows."""
@@ -152,8 +153,6 @@ class Checkpoint:
             raise InputError(f"{found}, expected {expected} for {self.path}; put its own merges.txt beside it")
         for name, part in self.parts.items():
             part.fill(networks[name], device, dtype)
-        if self.prediction.is_guess:
-            warnings.warn(f"{self.path} predicts {self.prediction.target}: {self.prediction.known_from}", stacklevel=3)
         model = LatentDiffusion(tokenizer, **networks, schedule=self.schedule, scale=self.scale, defaults=self.defaults)
         return model.to(device)
 

@@ -19,7 +19,6 @@ class Prediction(NamedTuple):
 
     target: str  # "eps" or "v"
     known_from: str
-    is_guess: bool = False
 
 
 THE_DEFAULT = Prediction("eps", "the default")

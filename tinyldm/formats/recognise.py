@@ -10,6 +10,7 @@ from tinyldm.formats.names import OPEN_CLIP, PREFIXES, Shapes
 
 MAX_VECTORS = 75  # of a learned word: CLIP reads 77 tokens, two of them start and end, so more fit into no prompt
 LOADABLE = "expected Stable Diffusion 1.x or 2.x, for example v1-5-pruned-emaonly.safetensors"
+NO_AUTOENCODER = "give one as --vae, for example vae-ft-mse-840000-ema-pruned.safetensors"
 LEARNED = "expected an embedding file, as train.py or diffusers write it"
 
 
@@ -33,7 +34,31 @@ OTHERS = (  # the first that fits
         "an output embedding of OneTrainer, which no prompt can hold",
         for_word="train it again without",
     ),
+    Other(
+        r"(IN01|OUT11)\Z",
+        "an XTI embedding of kohya's, with one word for each of 16 layers of the UNet",
+        for_word="train it again without XTI, with one word for all layers",
+    ),
+    Other(
+        r"(layer_structure|is_layer_norm)\Z",
+        "a hypernetwork of A1111's, which changes a checkpoint and is none",
+        for_word="use it in the tool it came from, or take an embedding",
+    ),
+    Other(
+        r"optimizer_state_dict\Z",
+        "the state of an optimiser, which A1111 keeps beside what it trains",
+        for_weights="give the file beside it, of the same name without .optim",
+        for_word="give the file beside it, of the same name without .optim",
+    ),
     Other(r"noise_augmentor\.", "a Stable unCLIP checkpoint"),
+    Other(
+        r".*\.(time_stack|time_mixer|temporal_transformer_blocks|temporal_res_block)\.",
+        "a Stable Video Diffusion checkpoint",
+    ),
+    Other(
+        r"(model\.diffusion_model\.)?(clf\.1|clip_txt_mapper|effnet_mapper|down_blocks\.\d+\.\d+\.channelwise)\.",
+        "a Stable Cascade checkpoint",
+    ),
     Other(r"conditioner\.embedders\.|model\.diffusion_model\.label_emb\.", "an SDXL checkpoint"),
     Other(r"(model\.diffusion_model\.)?joint_blocks\.", "a Stable Diffusion 3 checkpoint"),
     Other(
@@ -46,12 +71,20 @@ OTHERS = (  # the first that fits
         for_weights="merge it into one with the tool it came from",
     ),
     Other(r"control_model\.|controlnet_.*\.", "a ControlNet"),
+    Other(r"(adapter\.)*body\.\d+\.(in_conv|block1|body|resnets)\.", "a T2I-Adapter"),
+    Other(
+        r"(.*\.)?motion_modules\.",
+        "a motion module of AnimateDiff, which goes into a checkpoint and is none",
+    ),
     Other(
         r"(conv_in|down_blocks)\.",
         "one part of a diffusers folder",
         for_weights="give the folder that holds unet, vae, text_encoder and tokenizer",
     ),
-    Other(r"(text_model|(embeddings\.)?token_embedding|(transformer\.)?resblocks)\.", "a text encoder alone"),
+    Other(
+        r"(text_model|(embeddings\.)?token_embedding|(transformer\.)?resblocks|encoder\.layers)\.",
+        "a text encoder alone",
+    ),
     Other(
         r"state_dict\Z|(model\.diffusion_model|first_stage_model|cond_stage_model)\.",
         "a checkpoint, not a word",
@@ -84,8 +117,11 @@ def check_is_word(path: Path, words: Mapping[object, object]) -> None:
         raise InputError(f"{path} is {other.what} (found {name[:60]!r}); {other.for_word}")
 
 
-def check_is_checkpoint(path: Path, shapes: Shapes) -> None:
-    """Raises InputError, saying what the file is, if it is not a single file of Stable Diffusion 1.x or 2.x."""
+def check_is_checkpoint(path: Path, shapes: Shapes, has_other: bool = False) -> None:
+    """Raises InputError, saying what the file is, if it is not a single file of Stable Diffusion 1.x or 2.x.
+
+    has_other: an autoencoder is given besides, so the file may have none.
+    """
     if (found := what_else(shapes)) and found[0].for_weights:
         raise InputError(f"{path} is {found[0].what}; {found[0].for_weights}")
     first, last = (f"{PREFIXES['unet']}{name}.weight" for name in ("input_blocks.0.0", "out.2"))
@@ -100,8 +136,12 @@ def check_is_checkpoint(path: Path, shapes: Shapes) -> None:
         "autoencoder": PREFIXES["autoencoder"],
         "text encoder": (PREFIXES["text_encoder"], OPEN_CLIP),
     }
-    if missing := [part for part, prefix in prefixes.items() if not any(name.startswith(prefix) for name in shapes)]:
-        raise InputError(f"{path} has no {' and no '.join(missing)}; {LOADABLE}")
+    missing = [part for part, prefix in prefixes.items() if not any(name.startswith(prefix) for name in shapes)]
+    if missing == ["autoencoder"] and has_other:
+        return
+    if missing:
+        advice = NO_AUTOENCODER if missing == ["autoencoder"] else LOADABLE
+        raise InputError(f"{path} has no {' and no '.join(missing)}; {advice}")
 
 
 def check_inputs(path: Path, inputs: int, outputs: int) -> None:

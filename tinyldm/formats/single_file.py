@@ -4,6 +4,8 @@ They have no configuration. Sizes are read off shapes; the rest is known of the 
 the user to say.
 """
 
+import math
+import re
 from pathlib import Path
 
 from tinyldm import InputError
@@ -12,9 +14,11 @@ from tinyldm.clip import CLIPTextEncoder
 from tinyldm.formats.names import (
     OPEN_CLIP,
     PREFIXES,
+    Shapes,
     autoencoder_sizes,
     hugging_face_text,
     keys_by_part,
+    numbers,
     open_clip_text,
     prefixed,
     text_sizes,
@@ -29,57 +33,70 @@ from tinyldm.schedule import NoiseSchedule
 from tinyldm.unet import UNet
 
 OF_1X = Prediction("eps", "its family, 1.x")
-OF_2X = Prediction(
-    "v", "a guess, as for most of 2.x: 2.0-base and 2.1-base, for 512 pixels, need --prediction eps", is_guess=True
-)
-OF_20_BASE = Prediction(  # 2.1-base and 2.1 have the same shapes
-    "eps",
-    "a guess, since 2.0-base was trained for 875,000 steps too: if pictures are noise, --prediction v",
-    is_guess=True,
-)
 
 
-def read_single_file(path: Path, weights: WeightsFile, flag: str | None) -> Checkpoint:
-    """Raises InputError if it is something else, or if flag, --prediction, contradicts what it states."""
+def read_single_file(
+    path: Path,
+    weights: WeightsFile,
+    flag: str | None,  # --prediction
+    other: tuple[Part, float] | None = None,  # an autoencoder and its scale, for a file that has none
+) -> Checkpoint:
+    """Raises InputError if it is something else, or if flag contradicts what it states."""
     shapes = weights.shapes
-    check_is_checkpoint(path, shapes)
+    check_is_checkpoint(path, shapes, has_other=other is not None)
     is_2x = any(name.startswith(OPEN_CLIP) for name in shapes)
     layout = open_clip_text(OPEN_CLIP) if is_2x else hugging_face_text(PREFIXES["text_encoder"], shapes)
+    keys = keys_by_part(shapes)
     try:
         text = text_sizes(shapes, layout)
         unet = unet_sizes(shapes, PREFIXES["unet"])
-        autoencoder = autoencoder_sizes(shapes, PREFIXES["autoencoder"])
-    except (KeyError, ValueError, IndexError, TypeError) as error:  # a tensor that tells a size is not there
+        if keys["autoencoder"] or other is None:
+            sizes, scale = autoencoder_sizes(shapes, PREFIXES["autoencoder"]), SCALE
+            autoencoder = Part(AutoencoderKL, sizes, weights, prefixed(PREFIXES["autoencoder"]), keys["autoencoder"])
+        else:
+            autoencoder, scale = other
+        stated = STATED.get(weights.metadata.get("modelspec.prediction_type", "").lower())
+        otherwise = prediction_of_2x(weights) if is_2x and not (stated or flag) else OF_1X
+    except InputError:
+        raise
+    except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:  # a tensor that tells is not there
         found = error.args[0] if isinstance(error, KeyError) else error
         raise InputError(f"{path} lacks weights that tell its sizes ({found}); {LOADABLE}, or copy it again") from error
-    keys = keys_by_part(shapes)
-    prediction = predicted(path, weights.metadata, is_2x, flag)
+    prediction = known_prediction(path, stated, "its metadata", flag, otherwise)
     return Checkpoint(
         path,
         "single file",
         weights.paths,
         text_encoder=Part(CLIPTextEncoder, text, weights, layout, keys["text_encoder"]),
         unet=Part(UNet, unet, weights, prefixed(PREFIXES["unet"]), keys["unet"]),
-        autoencoder=Part(AutoencoderKL, autoencoder, weights, prefixed(PREFIXES["autoencoder"]), keys["autoencoder"]),
+        autoencoder=autoencoder,
         prediction=prediction,
         schedule=NoiseSchedule(prediction=prediction.target),
-        scale=SCALE,
+        scale=scale,
         length=text.length,
         pad="zero" if is_2x else "end",
         defaults=Defaults(size=768 if is_2x and prediction.target == "v" else 512),
     )
 
 
-def predicted(path: Path, metadata: dict[str, str], is_2x: bool, flag: str | None) -> Prediction:
-    stated = STATED.get(metadata.get("modelspec.prediction_type", "").lower())
-    of_2x = OF_20_BASE if metadata.get("global_step") == "875000" else OF_2X
-    return known_prediction(path, stated, "its metadata", flag, of_2x if is_2x else OF_1X)
+def prediction_of_2x(weights: WeightsFile) -> Prediction:
+    """eps (2.0-base, 2.1-base) or v (2.0, 2.1), of the same shapes: told by one tensor that v made spread further.
+
+    The tensor and its limit are ComfyUI's, SD20.model_type in comfy/supported_models.py.
+    """
+    blocks = re.escape(PREFIXES["unet"]) + r"output_blocks\.(\d{1,3})\."
+    name = f"output_blocks.{max(numbers(weights.shapes, blocks))}.1.transformer_blocks.0.norm1.bias"
+    if math.prod(weights.shapes[PREFIXES["unet"] + name]) > 10_000:
+        raise ValueError(f"{name} is no bias")
+    deviation = weights.read(PREFIXES["unet"] + name).float().std(correction=0).item()
+    target = "v" if deviation > 0.09 else "eps"
+    return Prediction(target, f"the deviation of {name}, {deviation:.3f}: above 0.09 it is v, as ComfyUI tells them")
 
 
 def read_autoencoder_file(path: Path, weights: WeightsFile) -> tuple[Part, float]:
     """An autoencoder, alone or in a whole checkpoint, and the scale of its latents. InputError if there is none."""
     shapes = weights.shapes
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
+    if is_of_diffusers(shapes):
         raise InputError(f"{path} is one part of a diffusers folder; give the folder with its config.json as --vae")
     prefix = PREFIXES["autoencoder"] if any(key.startswith(PREFIXES["autoencoder"]) for key in shapes) else ""
     if prefix + "encoder.conv_in.weight" not in shapes:
@@ -90,3 +107,8 @@ def read_autoencoder_file(path: Path, weights: WeightsFile) -> tuple[Part, float
         raise InputError(f"{path} lacks weights that tell its sizes ({error}); copy it again") from error
     keys = [key for key in shapes if key.startswith(prefix)]
     return Part(AutoencoderKL, sizes, weights, prefixed(prefix), keys), SCALE
+
+
+def is_of_diffusers(shapes: Shapes) -> bool:
+    """Whether an autoencoder has diffusers' names, which need the configuration beside them."""
+    return "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes

@@ -6,40 +6,43 @@ Nothing in a file is ever executed, and no size is believed that the file has no
 """
 
 import json
-import pickletools
 import re
 import textwrap
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyldm import InputError
+from tinyldm.formats import pickles
+from tinyldm.formats.recognise import what_else
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # and PyTorch's names
-ZIP = b"PK\x03\x04"
 COPY_AGAIN = "if it is cut off, copy it again"
-# What a pickle of tensors names. weights_only=True passes more, such as bytearray(10**11), which fills the memory.
+# What downloads leave in place of a file: how it begins; what it is, and what to do.
+DOWNLOADS = {
+    rb"\Z": "empty; copy it again",
+    rb"version https://git-lfs": "a pointer of git-lfs and not yet the file; fetch that with: git lfs pull",
+    rb"\s*(<!doctype|<html|<\?xml|<head)": "a web page; the download went wrong, perhaps it needs a login",
+    rb'\s*[{\[]\s*["{\[\]}][^\0]{6}': "JSON, perhaps a server's error message; look what it says, download again",
+    rb"GGUF": "a GGUF file, which is quantised; get the .safetensors of this model",
+}
+# What a pickle of tensors names: as names, for pickles.py calls none of them.
 TENSOR_NAMES = (
-    r"collections OrderedDict|(__builtin__|builtins) set|torch \w+Storage|torch\.nn\.parameter Parameter"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
+    r"collections OrderedDict|(__builtin__|builtins) set|torch (\w+Storage|b?float\d+)|torch\.nn\.parameter Parameter"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state|device_tensor_from_numpy)"
+    r"|numpy\._?core\.multiarray (scalar|_reconstruct)|numpy (dtype|ndarray)|_codecs encode"
 )
 # And beside them the rest of a training run: the settings and counters of its optimiser.
 TRAINING_NAMES = (
-    r"torch (Size|device|bool|b?float\d+|u?int\d+)|collections (defaultdict|Counter)|(__builtin__|builtins) dict"
+    r"torch (Size|device|bool|u?int\d+)|collections (defaultdict|Counter)|(__builtin__|builtins) dict"
     r"|pytorch_lightning\.callbacks\.model_checkpoint ModelCheckpoint"
 )
-
-
-class LightningCallback:
-    """Stands in for the training tool's class that the original 1.4 file names; it holds nothing and does nothing."""
 
 
 class Limits(NamedTuple):
@@ -47,14 +50,12 @@ class Limits(NamedTuple):
 
     max_description: int  # bytes of a safetensors header or a pickle. Parsed, they take many times more
     allowed_names: re.Pattern[str]  # the functions and classes that a pickle may name, "module name"
-    classes: list  # what stands for them, as torch.serialization.safe_globals takes it, where PyTorch would refuse them
     advice: str  # to someone whose pickle names more
 
 
 WEIGHTS = Limits(
-    max_description=10_000_000,  # Stable Diffusion's names and shapes take 150 kB, training tools add notes
+    max_description=3_000_000,  # Stable Diffusion's names and shapes take 150 kB, training tools add notes
     allowed_names=re.compile(f"{TENSOR_NAMES}|{TRAINING_NAMES}"),
-    classes=[(LightningCallback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")],
     advice="get the .safetensors of this checkpoint",
 )
 
@@ -79,27 +80,37 @@ def open_weights(path: Path) -> WeightsFile:
         return open_safetensors(path, WEIGHTS)
     if found == "PyTorch":
         return open_pickle(path)
-    what = "empty" if found == "empty" else "neither a safetensors nor a PyTorch file"
-    raise InputError(f"{path} is {what}; expected a file of weights, {COPY_AGAIN}")
+    neither = f"neither a safetensors nor a PyTorch file; expected a file of weights, {COPY_AGAIN}"
+    raise InputError(f"{path} is {what_instead(path) or neither}")
 
 
 def container(path: Path) -> str:
-    """What a file is, told by its content: "safetensors", "PyTorch", "image", "empty" or "unknown".
+    """What a file is, told by its content: "safetensors", "PyTorch", "image" or "unknown".
 
     Files get renamed, and a pickle that is called .safetensors must not be mistaken for a safe one.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(12)
-    except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}); expected a file of weights") from error
-    if start[8:9] == b"{":  # a length in 8 bytes, then JSON
+    start = beginning(path)
+    if start[8:9] == b"{" and not what_instead(path):  # a length in 8 bytes, then JSON
         return "safetensors"
     if start.startswith((b"PK", b"\x80")):  # torch.save: a zip; before PyTorch 1.6 a bare pickle
         return "PyTorch"
-    if start.startswith(b"\x89PNG") or (start[:4], start[8:]) == (b"RIFF", b"WEBP"):
+    if start.startswith(b"\x89PNG") or (start[:4], start[8:12]) == (b"RIFF", b"WEBP"):
         return "image"
-    return "unknown" if start else "empty"
+    return "unknown"
+
+
+def beginning(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); expected a file of weights") from error
+
+
+def what_instead(path: Path) -> str | None:
+    """What a file is that is none of the containers, and what to do; None if nobody knows."""
+    start = beginning(path)
+    return next((what for pattern, what in DOWNLOADS.items() if re.match(pattern, start, re.IGNORECASE)), None)
 
 
 # ---- safetensors
@@ -152,6 +163,8 @@ def open_pickle(path: Path) -> WeightsFile:
         groups = {name: plain_tensors(items) for name, items in content.items()}
         tensors = {f"{group}.{name}": tensor for group, items in groups.items() for name, tensor in items.items()}
     if not tensors:
+        if isinstance(content, dict) and (found := what_else(content)):
+            raise InputError(f"{path} is {found[0].what}; {found[0].for_weights}")
         advice = "expected a checkpoint: names and weights; if it is a learned embedding, give it as --embedding"
         raise InputError(f"{path} holds no named tensors; {advice}")
     # Tensors may be views of one another: a small file could unfold into any number of them.
@@ -179,64 +192,11 @@ def plain_tensors(items: object) -> dict[str, Tensor]:
 def load_pickle(path: Path, limits: Limits) -> object:
     """What a file of torch.save holds, its tensors mapped; what would have to be executed is refused by name."""
     try:
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == ZIP  # as PyTorch tells them, for a file can be both
-            if is_zip:
-                check_zip(path)
-            for name in pickled_names(file, is_zip, limits.max_description):
-                if not limits.allowed_names.fullmatch(name):
-                    raise InputError(f"{path} {why_not_named(name.replace(' ', '.'), limits)}")
-            file.seek(0)
-            mapped = is_zip and path.suffix != ".safetensors"  # by its name PyTorch would take it for one
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(limits.classes):
-                return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except InputError:
-        raise
-    except Exception as error:  # the two parsers have a dozen types for a broken file
-        # PyTorch's paragraphs on a pickle that it did not load, as half a line.
-        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise InputError(f"{path} {why_not_named(match[1], limits)}") from error
+        return pickles.load(path, limits.allowed_names, limits.max_description)
+    except pickles.UnknownName as error:
+        raise InputError(f"{path} {why_not_named(str(error).replace(' ', '.'), limits)}") from error
+    except Exception as error:  # the parsers have a dozen types for a broken file
         raise InputError(f"{path} can't be read as a PyTorch file ({first_sentence(error)}); {COPY_AGAIN}") from error
-
-
-def check_zip(path: Path) -> None:
-    """Raises InputError for what can be a small file that fills the memory: torch.save compresses nothing."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise InputError(f"{path} is a compressed archive, expected a file of torch.save; unpack it first")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise InputError(f"{path} claims more bytes than it has; {COPY_AGAIN}")
-
-
-def pickled_names(file: BinaryIO, is_zip: bool, most: int) -> Iterator[str]:
-    """The functions and classes that a file of torch.save names, as "module name", without executing any of it.
-
-    most: bytes of a pickle; ValueError if one is longer.
-    """
-    file.seek(0)
-    if is_zip:
-        archive = zipfile.ZipFile(file)
-        for record in archive.infolist():  # not by name: two records can have one
-            if record.filename.lower().endswith("data.pkl"):
-                with archive.open(record) as pickle:
-                    yield from names_in(pickle, most)
-    else:
-        for _ in range(5):  # a magic number, a version, the machine, the content, the storages' names; then numbers
-            yield from names_in(file, most)
-
-
-def names_in(pickle: BinaryIO, most: int) -> Iterator[str]:
-    start, strings = pickle.tell(), ["", ""]
-    for operation, argument, position in pickletools.genops(pickle):
-        if position - start > most:
-            raise ValueError(f"a pickle of more than {most} bytes")
-        if isinstance(argument, str):
-            strings = [strings[1], argument]
-        # The three ways to name a function or class; the last takes the two strings before it.
-        named = {"GLOBAL": argument, "INST": argument, "STACK_GLOBAL": " ".join(strings)}.get(operation.name)
-        if named:
-            yield named
 
 
 def why_not_named(name: str, limits: Limits) -> str:
@@ -249,7 +209,7 @@ def why_not_named(name: str, limits: Limits) -> str:
 
 def first_sentence(error: Exception) -> str:
     """What a parser says of a broken file, which can be whole paragraphs."""
-    message = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or "it is broken"
+    message = str(error).strip() or "it is broken"
     printable = "".join(character if character.isprintable() else " " for character in message)
     return textwrap.shorten(printable.split(". ")[0], 150, placeholder="…")
 
@@ -260,12 +220,14 @@ def first_sentence(error: Exception) -> str:
 def open_shards(index: Path) -> WeightsFile:
     """The files that a diffusers or transformers `*.index.json` lists, as one."""
     try:
+        if index.stat().st_size > WEIGHTS.max_description:
+            raise ValueError(f"it has more than {WEIGHTS.max_description} bytes")
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index} is no list of shards ({error!r}); copy it again") from error
+        raise InputError(f"{index} is no list of shards ({str(error)[:100]!r}); copy it again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name.endswith(".json"):  # "../../elsewhere", itself
-            raise InputError(f"{index} lists {name!r}, expected files of weights beside it; copy it again")
+            raise InputError(f"{index} lists {str(name)[:100]!r}, expected files of weights beside it; copy it again")
         if not (index.parent / name).is_file():
             raise InputError(f"{index.parent / name} is missing, though {index.name} lists it; download it again")
     return joined(open_weights(index.parent / name) for name in names)
