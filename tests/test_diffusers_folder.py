@@ -1,6 +1,7 @@
 """diffusers' folders: every way they are written gives the same networks; what we don't compute is refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from helpers.public import KINDS, assert_same_weights, pipeline, save_folder
 from safetensors.torch import load_file, save_file
 
 from tinyldm import InputError
-from tinyldm.formats.checkpoint import load_checkpoint
+from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 
 
 def only_safetensors(path, kind):
@@ -89,6 +90,14 @@ def test_settings_come_from_the_folders_configurations(tmp_path, kind):
     torch.testing.assert_close(model.schedule.alphas_cumprod, pipeline(kind).scheduler.alphas_cumprod)
 
 
+@pytest.mark.parametrize("sample_size, size", [([32, 32], 64), ([32, 48], 64), (24, 48), (None, 128)])
+def test_the_size_of_pictures_may_be_height_and_width(tmp_path, sample_size, size):
+    """UNet2DConditionModel takes int or (height, width), of latents; Defaults has a square, which fits into both."""
+    save_folder(tmp_path, "1.x")
+    change(tmp_path / "unet" / "config.json", sample_size=sample_size)
+    assert open_checkpoint(tmp_path).defaults.size == size
+
+
 @pytest.mark.parametrize("stated, expected", [("epsilon", "eps"), ("v_prediction", "v"), (None, "v")])
 def test_the_scheduler_says_what_is_predicted_and_only_if_it_does_not_the_flag(tmp_path, stated, expected):
     save_folder(tmp_path, "1.x")
@@ -103,6 +112,25 @@ def change(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+NUMBERS = ("64", True, 0, -1, 1.5, math.nan, {"x": 1})
+WRONG_TYPES = [
+    ("unet/config.json", "block_out_channels", ("64", [64, "x"], [[64]], [-1, 64])),
+    ("unet/config.json", "down_block_types", ("CrossAttnDownBlock2D", [1], 5)),
+    ("unet/config.json", "attention_head_dim", ("8", [8, None], 0)),
+    ("unet/config.json", "use_linear_projection", (1, "true", None)),
+    ("unet/config.json", "sample_size", ("64", [64, "64"], 0)),
+    ("unet/config.json", "cross_attention_dim", NUMBERS),
+    ("vae/config.json", "norm_num_groups", NUMBERS),
+    ("vae/config.json", "scaling_factor", ("0.18215", True, 0, math.nan, None)),
+    ("text_encoder/config.json", "vocab_size", NUMBERS),
+    ("text_encoder/config.json", "num_attention_heads", ("8", 0, math.inf)),
+    ("text_encoder/config.json", "hidden_act", (5, None, ["gelu"])),
+    ("scheduler/scheduler_config.json", "beta_start", ("x", None, math.nan, True)),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", NUMBERS),
+    ("scheduler/scheduler_config.json", "prediction_type", (5, ["epsilon"], {"x": 1})),
+]
+
+
 @pytest.mark.parametrize(
     "file, values, message",
     [
@@ -111,12 +139,22 @@ def change(path, **values):
         ("unet/config.json", {"act_fn": "mish"}, "act_fn is 'mish', expected 'silu'"),
         ("unet/config.json", {"resnet_skip_time_act": True}, "resnet_skip_time_act is True, expected False"),
         ("unet/config.json", {"attention_head_dim": [3, 8]}, "expected the same number at every level"),
-        ("unet/config.json", {"block_out_channels": None}, "incomplete or broken"),
+        ("unet/config.json", {"block_out_channels": None}, "block_out_channels is None, expected a list"),
         ("unet/config.json", {"block_out_channels": [64, 64]}, r"is \(.*\), expected \(.*\) by its configuration"),
-        ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1000000000, expected 1 to 100"),
-        ("text_encoder/config.json", {"hidden_act": "swish"}, "configuration is not one of ours"),
+        (
+            "unet/config.json",
+            {"layers_per_block": 10**9},
+            "layers_per_block is 1000000000, expected a whole number from 1 to 100",
+        ),
+        (
+            "text_encoder/config.json",
+            {"hidden_act": "swish"},
+            "hidden_act is 'swish', expected one of quick_gelu, gelu",
+        ),
         ("text_encoder/config.json", {"num_hidden_layers": 4}, "lacks .*layers.3"),
         ("text_encoder/config.json", {"num_hidden_layers": 2}, "holds .*layers.2.*, which is not known"),
+        *((file, {name: value}, f"{name} is .*, expected ") for file, name, values in WRONG_TYPES for value in values),
+        ("unet/config.json", {"attention_head_dim": 7}, "width 32 can't be shared out among 7 heads"),
         ("vae/config.json", {"latent_channels": 16}, "makes latents of 16 channels, expected 4"),
         ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv is False, expected True"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "expected epsilon or v_prediction"),

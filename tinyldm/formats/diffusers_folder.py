@@ -10,11 +10,12 @@ from pathlib import Path
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.formats.configuration import checked
 from tinyldm.formats.names import diffusers_autoencoder, diffusers_unet, hugging_face_text
 from tinyldm.formats.parts import SCALE, Checkpoint, Part
 from tinyldm.formats.prediction import STATED, known_prediction
 from tinyldm.formats.recognise import LOADABLE, check_inputs
-from tinyldm.formats.untrusted import check_sizes, open_weights
+from tinyldm.formats.untrusted import open_weights
 from tinyldm.latent_diffusion import Defaults
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.unet import UNet, UNetConfig
@@ -52,6 +53,32 @@ EXPECTED = {
         "latents_mean": None,
     },
     "scheduler": {"trained_betas": None, "rescale_betas_zero_snr": False},
+}
+Sizes = tuple[int, ...]
+TYPES = {  # of what we read, where it stands
+    "in_channels": int,
+    "out_channels": int,
+    "block_out_channels": Sizes,
+    "down_block_types": tuple[str, ...],
+    "layers_per_block": int,
+    "cross_attention_dim": int,
+    "attention_head_dim": int | Sizes,
+    "num_attention_heads": int | Sizes | None,
+    "use_linear_projection": bool,
+    "norm_num_groups": int,
+    "sample_size": int | Sizes | None,
+    "vocab_size": int,
+    "max_position_embeddings": int,
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "hidden_act": str,
+    "latent_channels": int,
+    "scaling_factor": float,
+    "num_train_timesteps": int,
+    "beta_start": float,
+    "beta_end": float,
+    "beta_schedule": str,
+    "prediction_type": str | None,
 }
 WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensors before pickles
     f"{stem}{ending}"
@@ -101,7 +128,8 @@ def read_folder(path: Path, flag: str | None) -> Checkpoint:
     except InputError as error:
         raise InputError(f"{scheduler}: {error}") from error
     zero = pads_with_zero(path / "tokenizer", otherwise=unet.config.linear_projections)
-    latent_size = read_json(path / "unet" / "config.json").get("sample_size", 64)
+    latent_size = read_json(path / "unet" / "config.json").get("sample_size") or 64
+    latent_size = latent_size if isinstance(latent_size, int) else min(latent_size)  # [64, 64] of older pipelines
     return Checkpoint(
         path,
         "diffusers folder",
@@ -133,7 +161,11 @@ def read_json(path: Path, expected: dict | None = None) -> dict:
         raise InputError(f"{path} can't be read ({error}); download it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no configuration, expected names and values; download it again")
-    check_sizes(path, content)
+    for name in content.keys() & TYPES.keys():
+        try:
+            content[name] = checked(TYPES[name], content[name], name)
+        except InputError as error:
+            raise InputError(f"{path}: {error}; download it again") from error
     for name, value in (expected or {}).items():
         if content.get(name, value) != value:
             raise InputError(f"{path}: {name} is {content[name]!r}, expected {value!r}; {LOADABLE}")
@@ -143,7 +175,7 @@ def read_json(path: Path, expected: dict | None = None) -> dict:
 def read_unet(path: Path) -> Part:
     settings = read_json(path / "config.json", EXPECTED["unet"])
     check_inputs(path, settings["in_channels"], settings["out_channels"])
-    channels = tuple(settings["block_out_channels"])
+    channels = settings["block_out_channels"]
     # diffusers' attention_head_dim is the number of heads, a mistake that it keeps for the sake of old files.
     heads = settings.get("num_attention_heads") or settings["attention_head_dim"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
@@ -186,7 +218,7 @@ def read_autoencoder_folder(path: Path) -> tuple[Part, float]:
     path = path / "vae" if (path / "vae").is_dir() else path
     settings = read_json(path / "config.json", EXPECTED["vae"])
     config = AutoencoderConfig(
-        channels=tuple(settings["block_out_channels"]),
+        channels=settings["block_out_channels"],
         blocks=settings["layers_per_block"],
         latent_channels=settings["latent_channels"],
         norm_groups=settings.get("norm_num_groups", 32),

@@ -56,7 +56,7 @@ class Part:
         try:
             with torch.device("meta"):
                 network = self.network(self.config)
-        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             found = f"{self.where()}: its configuration is not one of ours ({error})"
             raise InputError(f"{found}; copy the checkpoint again") from error
         self.check(network)

@@ -5,7 +5,6 @@ tokenizer. measure/zero_shot.py says how good it is.
 """
 
 import contextlib
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from tinyldm import InputError
 from tinyldm.clip_image import CLIP, CLIPConfig, normalize
 from tinyldm.files import write_atomically
 from tinyldm.formats.merges import read_merges, write_merges
-from tinyldm.formats.native import METADATA
+from tinyldm.formats.native import as_metadata
 from tinyldm.images import from_pixels
 from tinyldm.lab.measure.zero_shot import features_of_captions, features_of_pictures
 from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_section
@@ -204,5 +203,5 @@ def export_clip(out: Path, folder: Path) -> None:
     config = tiny_clip(tokenizer.vocabulary_size).config
     tensors = {name: tensor.half().contiguous() for name, tensor in load_section(out / "fine-clip", "average").items()}
     with write_atomically(folder / "clip.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={METADATA: json.dumps(asdict(config))})
+        save_file(tensors, temporary, metadata=as_metadata(asdict(config)))
     write_merges(there, tokenizer.merges)
