@@ -159,7 +159,11 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         digest = file_sha256(file)
         known = f", the public {KNOWN[digest]}" if digest in KNOWN else ""
         lines.append(f"{file}: {file.stat().st_size:,} bytes, sha256 {digest}{known}")
-    if merges is None:
+    if merges:
+        if words := checkpoint.tokenizer().placeholders:
+            counts = ", ".join(f"{word} ({len(ids)})" for word, ids in words.items())
+            lines.append(cli.printable(f"words of its own (and their vectors): {counts}"))
+    else:
         lines.append(f"no merges.txt found; get it with: {GET_MERGES}")
     return lines
 
