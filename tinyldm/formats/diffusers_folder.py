@@ -5,6 +5,7 @@ configuration says must be something that we compute: a setting that we ignore c
 """
 
 import json
+import warnings
 from pathlib import Path
 
 from tinyldm import InputError
@@ -79,6 +80,25 @@ TYPES = {  # of what we read, where it stands
     "beta_end": float,
     "beta_schedule": str,
     "prediction_type": str | None,
+    "_class_name": str,
+}
+# diffusers' schedulers that we have, ours by name, and the settings that ours have fixed. Not steps_offset: diffusers'
+# own pipeline puts 1 in its place, which is ours.
+LEADING = {"timestep_spacing": "leading", "thresholding": False}
+LINSPACE = {
+    "timestep_spacing": "linspace",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+DPMPP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "final_sigmas_type": "zero"}
+SCHEDULERS = {
+    "DDIMScheduler": ("ddim", LEADING | {"set_alpha_to_one": False}),
+    "PNDMScheduler": ("ddim", LEADING | {"set_alpha_to_one": False}),  # what SD 1.x has; ddim is its nearest
+    "DDPMScheduler": ("ddpm", LEADING | {"variance_type": "fixed_small"}),
+    "EulerDiscreteScheduler": ("euler", LINSPACE),
+    "EulerAncestralDiscreteScheduler": ("euler_a", LINSPACE),
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", LINSPACE | DPMPP),
 }
 WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensors before pickles
     f"{stem}{ending}"
@@ -142,8 +162,27 @@ def read_folder(path: Path, flag: str | None) -> Checkpoint:
         scale=scale,
         length=text_encoder.config.length,
         pad="zero" if zero else "end",
-        defaults=Defaults(size=latent_size * autoencoder.config.factor),
+        defaults=Defaults(size=latent_size * autoencoder.config.factor, sampler=sampler_of(scheduler, settings)),
     )
+
+
+def sampler_of(path: Path, settings: dict) -> str:
+    """Ours that is, or comes nearest to, a folder's scheduler; what differs is warned of."""
+    name = settings.get("_class_name", "DDIMScheduler")
+    if name not in SCHEDULERS:
+        sampler, ours = Defaults().sampler, {"_class_name": f"one of {', '.join(SCHEDULERS)}"}
+    else:
+        sampler, ours = SCHEDULERS[name]
+    if name == "DDIMScheduler":
+        settings = {"set_alpha_to_one": True} | settings  # what diffusers takes where a file leaves it out
+    if name == "DPMSolverMultistepScheduler" and settings.get("use_karras_sigmas"):
+        sampler, ours = "dpmpp_2m_karras", DPMPP | {"use_karras_sigmas": True}
+    other = {setting: settings[setting] for setting in ours if settings.get(setting, ours[setting]) != ours[setting]}
+    if other:
+        asked = ", ".join(f"{setting} {value!r}" for setting, value in other.items())
+        here = ", ".join(f"{ours[setting]!r}" for setting in other)
+        warnings.warn(f"{path} asks for {asked}; --sampler {sampler}, the default here, has {here}", stacklevel=2)
+    return sampler
 
 
 def weights_in(path: Path) -> Path:
