@@ -5,8 +5,8 @@
     python sample.py --prompt "two lemons" --prompt "a sketch of a heart" --sampler dpmpp_2m --steps 15
 
 Writes 0000.png, 0001.png, … and sheet.png into outputs/samples. Each picture carries its prompt and settings in a text
-chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the batch: alone it is what
-it is beside others, within 1 of 255 in float32.
+chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the batch. In a batch of
+another size it stays within 1 of 255 (in float32).
 """
 
 import warnings
