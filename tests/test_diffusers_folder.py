@@ -3,12 +3,14 @@
 import copy
 import json
 import math
+import shutil
 
 import diffusers
 import pytest
 import torch
 from helpers.public import KINDS, assert_same_weights, pipeline, save_folder, with_word, write_merges
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from tinyldm import InputError
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
@@ -256,6 +258,18 @@ def test_folders_of_other_models_are_told_apart(tmp_path, folders, message):
         (tmp_path / name).mkdir()
     (tmp_path / "model_index.json").write_text("{}")
     refused(tmp_path, message)
+
+
+def test_a_text_encoder_of_another_model_is_refused(tmp_path):
+    """Each part fits its own files; together they would end in a matrix product of 64 by 128."""
+    save_folder(tmp_path, "1.x")
+    shutil.rmtree(tmp_path / "text_encoder")
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=958, hidden_size=64, intermediate_size=256, num_hidden_layers=1, num_attention_heads=1
+        )
+    ).save_pretrained(tmp_path / "text_encoder")
+    refused(tmp_path, "its text encoder is 64 wide, and its UNet reads 128")
 
 
 def test_a_part_without_its_weights_is_named(tmp_path):

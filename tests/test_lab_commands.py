@@ -138,7 +138,7 @@ def clip_and_merges(path, merges=100, size=None):
 
 STAGE = ["--pictures", 8, "--minutes", 0.001, "--stage"]
 PRETRAINING, ZERO_SHOT = "tinyldm.lab.pretraining", "tinyldm.lab.measure.zero_shot"
-AUTOENCODER = "autoencoder/state.safetensors is broken, or of another network"
+AUTOENCODER = "autoencoder/state.safetensors is broken or of another network"
 LOG = "clip/loss.csv is no log of losses"
 FOLDERS = {
     "a state of text": (PRETRAINING, lambda path: text(path), "--out", [*STAGE, "autoencoder"], AUTOENCODER),

@@ -74,6 +74,10 @@ def open_checkpoint(path: str | Path, *, vae: str | Path | None = None, predicti
     if found != expected:
         found = f"the autoencoder of {vae or path} makes latents of {found} channels"
         raise InputError(f"{found}, expected {expected} for {path}; choose another --vae")
+    found, expected = checkpoint.text_encoder.config.width, checkpoint.unet.config.context_width
+    if found != expected:
+        advice = "expected the parts of one model, copy it again"
+        raise InputError(f"{path}: its text encoder is {found} wide, and its UNet reads {expected}; {advice}")
     return checkpoint
 
 

@@ -250,7 +250,7 @@ def load_average(network: nn.Module, folder: Path, strict: bool = True) -> None:
 
 def broken(folder: Path, error: Exception) -> InputError:
     again = f"delete {folder} and run the stage again"
-    return InputError(f"{folder / STATE} is broken, or of another network ({first_sentence(error)}); {again}")
+    return InputError(f"{folder / STATE} is broken or of another network ({first_sentence(error)}); {again}")
 
 
 def autocast(device: str) -> torch.autocast:
