@@ -5,7 +5,8 @@
     python sample.py --prompt "two lemons" --prompt "a sketch of a heart" --sampler dpmpp_2m --steps 15
 
 Writes 0000.png, 0001.png, … and sheet.png into outputs/samples. Each picture carries its prompt and settings in a text
-chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the batch.
+chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the batch. In a batch of
+another size it stays within 1 of 255 (in float32).
 """
 
 import warnings
@@ -129,7 +130,12 @@ def parse_options(arguments: list[str]) -> Namespace:
         help="learned words, of any tool's format; WORD is what to call a file's word here",
     )
     cli.add_model_options(parser)
-    add("--sampler", choices=list(SAMPLERS), help="default, as for the next four: the checkpoint's own")
+    add(
+        "--sampler",
+        choices=list(SAMPLERS),
+        help="default, as for the next four: the checkpoint's own. dpmpp_2m has diffusers' timesteps; A1111's plain "
+        "DPM++ 2M takes others",
+    )
     add("--steps", type=cli.whole_number(1, 1000), metavar="N")
     add("--guidance", type=cli.positive, metavar="SCALE", help="1: the plain model; more: closer to the prompt")
     add("--height", type=cli.whole_number(1), metavar="PIXELS")

@@ -200,7 +200,7 @@ def test_a_tensor_that_does_not_fit_is_named_in_one_line(written, stored, change
 def test_sizes_that_would_keep_the_computer_busy_are_refused(written):
     model, _ = clips("openai")
     names = {"text_model.encoder.layers.999.mlp.fc1.bias": torch.zeros(1)}
-    with pytest.raises(InputError, match="layers is 1000, expected 1 to 100"):
+    with pytest.raises(InputError, match=r"text\.layers is 1000, expected a whole number from 1 to 100"):
         load_clip(written({**model.state_dict(), **names}))
 
 
@@ -219,5 +219,5 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="neither a safetensors nor a PyTorch file"):
         load_clip(tmp_path / "clip.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", metadata={"tinyldm": '{"unet": {}}'})
-    with pytest.raises(InputError, match="does not say its sizes"):
+    with pytest.raises(InputError, match=r"its configuration is broken \(text is missing"):
         load_clip(tmp_path / "other.safetensors")

@@ -64,6 +64,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 class CLIPAttention(nn.Module):
     def __init__(self, config: TransformerConfig, causal: bool):
         super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"width {config.width} can't be shared out among {config.heads} heads")
         self.heads = config.heads
         self.causal = causal
         self.k_proj = nn.Linear(config.width, config.width)

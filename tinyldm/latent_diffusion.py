@@ -115,10 +115,12 @@ class LatentDiffusion:
     def context(self, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None) -> Tensor:
         """Prompts -> what the UNet's cross-attention reads, (b, tokens, width).
 
-        words: the vectors of every word that was added to the tokenizer; see inversion.add_words.
+        words: the vectors of every word that was added with inversion.add_words.
         """
-        # The text encoder reads all vectors as rows of one table, in the order of the placeholders' ids.
-        rows = [words[word] for word in self.tokenizer.placeholders] if words else []
+        # The text encoder reads all vectors as rows of one table, in the order of the placeholders' ids. Words that the
+        # checkpoint came with are rows of its own table.
+        added = [word for word, ids in self.tokenizer.placeholders.items() if ids[0] >= len(self.text_encoder.table)]
+        rows = [words[word] for word in added] if words else []
         vectors = torch.cat(rows).to(self.device) if rows else None
         return self.text_encoder(self.tokenizer(prompts).to(self.device), vectors)
 

@@ -61,7 +61,8 @@ def first_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> tuple[Tens
 def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """N(0, I) of z's shape, row i from generator i, drawn on the CPU in float32.
 
-    So a picture is the same on every device and in every precision, and does not depend on its neighbours in the batch.
+    So a picture has the same noise on every device, in every precision, and whatever its neighbours in the batch. The
+    networks' sums round otherwise in a batch of another size: in float32 a pixel changes by 1 of 255 at most.
     """
     rows = [torch.randn((1, *row.shape), generator=generator) for row, generator in zip(z, generators, strict=True)]
     return torch.cat(rows).to(z.device)
@@ -159,6 +160,9 @@ def dpmpp_2m(
     karras: bool = False,  # EDM's noise levels instead of evenly spaced timesteps
 ) -> Iterator[Tensor]:
     """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2). Draws no noise.
+
+    The timesteps, 999, 979, …, 20 (for 50), are diffusers'. A1111's and k-diffusion's plain "DPM++ 2M" goes in as many
+    steps from 999 to 0, as `euler` does here, so its pictures differ a little.
 
     For a z_0 that stays the same the flow is solved exactly; the z_0 put in here is extrapolated from the last two
     predictions to the middle of the step, which is h long on the scale of log σ. The first step has no prediction

@@ -93,6 +93,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, context_width: int, heads: int):
         super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} can't be shared out among {heads} heads")
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_width, width, bias=False)

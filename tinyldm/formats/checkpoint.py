@@ -8,7 +8,6 @@ Diffusion 1.x and 2.x (single_file.py), whose sizes are read off their shapes; a
 file of 2.x one small weight; loading is in parts.py.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +17,16 @@ from pathlib import Path
 import torch
 
 from tinyldm import InputError, cli
-from tinyldm.clip import CLIPTextConfig
-from tinyldm.clip_image import CLIP, CLIPConfig, CLIPVisionConfig
+from tinyldm.clip_image import CLIP, CLIPConfig
+from tinyldm.formats.configuration import build
 from tinyldm.formats.diffusers_folder import read_autoencoder_folder, read_folder
 from tinyldm.formats.hashes import file_sha256
 from tinyldm.formats.merges import GET_MERGES
 from tinyldm.formats.names import clip_sizes, prefixed
-from tinyldm.formats.native import METADATA, read_native
+from tinyldm.formats.native import METADATA, read_metadata, read_native
 from tinyldm.formats.parts import Checkpoint, Part
 from tinyldm.formats.single_file import is_of_diffusers, read_autoencoder_file, read_single_file
-from tinyldm.formats.untrusted import check_sizes, open_weights
+from tinyldm.formats.untrusted import open_weights
 from tinyldm.latent_diffusion import LatentDiffusion
 
 KNOWN = {  # SHA-256 of public files
@@ -76,6 +75,10 @@ def open_checkpoint(path: str | Path, *, vae: str | Path | None = None, predicti
     if found != expected:
         found = f"the autoencoder of {vae or path} makes latents of {found} channels"
         raise InputError(f"{found}, expected {expected} for {path}; choose another --vae")
+    found, expected = checkpoint.text_encoder.config.width, checkpoint.unet.config.context_width
+    if found != expected:
+        advice = "expected the parts of one model, copy it again"
+        raise InputError(f"{path}: its text encoder is {found} wide, and its UNet reads {expected}; {advice}")
     return checkpoint
 
 
@@ -133,20 +136,16 @@ def load_clip(
     """
     path = Path(path)
     file = open_weights(path)
-    try:
-        if stored := file.metadata.get(METADATA):
-            sizes = json.loads(stored)
-            text, vision = CLIPTextConfig(**sizes["text"]), CLIPVisionConfig(**sizes["vision"])
-            config = CLIPConfig(text, vision, sizes["projection"])
-        else:
-            config = clip_sizes(file.shapes)
-        for tower in (config.text, config.vision):
-            check_sizes(path, asdict(tower))
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        expected = "expected the file of both towers, as weights/tiny/clip.safetensors or openai's model.safetensors"
-        raise InputError(f"{path} does not say its sizes ({error}); {expected}") from error
+    if METADATA in file.metadata:
+        config = read_metadata(path, file, CLIPConfig)
+    else:
+        try:
+            config = build(CLIPConfig, asdict(clip_sizes(file.shapes)))
+        except (KeyError, TypeError, ValueError) as error:
+            expected = (
+                "expected the file of both towers, as weights/tiny/clip.safetensors or openai's model.safetensors"
+            )
+            raise InputError(f"{path} does not say its sizes ({error}); {expected}") from error
     part = Part(CLIP, config, file, prefixed(""), list(file.shapes))
     model = part.build()
     part.fill(model, device, dtype)
@@ -179,7 +178,11 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         digest = file_sha256(file)
         known = f", the public {KNOWN[digest]}" if digest in KNOWN else ""
         lines.append(f"{file}: {file.stat().st_size:,} bytes, sha256 {digest}{known}")
-    if merges is None:
+    if merges:
+        if words := checkpoint.tokenizer().placeholders:
+            counts = ", ".join(f"{word} ({len(ids)})" for word, ids in words.items())
+            lines.append(cli.printable(f"words of its own (and their vectors): {counts}"))
+    else:
         lines.append(f"no merges.txt found; get it with: {GET_MERGES}")
     return lines
 

@@ -5,16 +5,18 @@ configuration says must be something that we compute: a setting that we ignore c
 """
 
 import json
+import warnings
 from pathlib import Path
 
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.formats.configuration import checked
 from tinyldm.formats.names import diffusers_autoencoder, diffusers_unet, hugging_face_text
 from tinyldm.formats.parts import SCALE, Checkpoint, Part
 from tinyldm.formats.prediction import STATED, known_prediction
 from tinyldm.formats.recognise import LOADABLE, NO_AUTOENCODER, check_inputs
-from tinyldm.formats.untrusted import WeightsFile, check_sizes, open_weights
+from tinyldm.formats.untrusted import WeightsFile, open_weights
 from tinyldm.latent_diffusion import Defaults
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.unet import UNet, UNetConfig
@@ -52,6 +54,51 @@ EXPECTED = {
         "latents_mean": None,
     },
     "scheduler": {"trained_betas": None, "rescale_betas_zero_snr": False},
+}
+Sizes = tuple[int, ...]
+TYPES = {  # of what we read, where it stands
+    "in_channels": int,
+    "out_channels": int,
+    "block_out_channels": Sizes,
+    "down_block_types": tuple[str, ...],
+    "layers_per_block": int,
+    "cross_attention_dim": int,
+    "attention_head_dim": int | Sizes,
+    "num_attention_heads": int | Sizes | None,
+    "use_linear_projection": bool,
+    "norm_num_groups": int,
+    "sample_size": int | Sizes | None,
+    "vocab_size": int,
+    "max_position_embeddings": int,
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "hidden_act": str,
+    "latent_channels": int,
+    "scaling_factor": float,
+    "num_train_timesteps": int,
+    "beta_start": float,
+    "beta_end": float,
+    "beta_schedule": str,
+    "prediction_type": str | None,
+    "_class_name": str,
+}
+# diffusers' schedulers that we have, ours by name, and the settings that ours have fixed. Not steps_offset: diffusers'
+# own pipeline puts 1 in its place, which is ours.
+LEADING = {"timestep_spacing": "leading", "thresholding": False}
+LINSPACE = {
+    "timestep_spacing": "linspace",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+DPMPP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "final_sigmas_type": "zero"}
+SCHEDULERS = {
+    "DDIMScheduler": ("ddim", LEADING | {"set_alpha_to_one": False}),
+    "PNDMScheduler": ("ddim", LEADING | {"set_alpha_to_one": False}),  # what SD 1.x has; ddim is its nearest
+    "DDPMScheduler": ("ddpm", LEADING | {"variance_type": "fixed_small"}),
+    "EulerDiscreteScheduler": ("euler", LINSPACE),
+    "EulerAncestralDiscreteScheduler": ("euler_a", LINSPACE),
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", LINSPACE | DPMPP),
 }
 WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensors before pickles
     f"{stem}{ending}"
@@ -105,7 +152,8 @@ def read_folder(path: Path, flag: str | None, other: tuple[Part, float] | None =
     except InputError as error:
         raise InputError(f"{scheduler}: {error}") from error
     zero = pads_with_zero(path / "tokenizer", otherwise=unet.config.linear_projections)
-    latent_size = read_json(path / "unet" / "config.json").get("sample_size", 64)
+    latent_size = read_json(path / "unet" / "config.json").get("sample_size") or 64
+    latent_size = latent_size if isinstance(latent_size, int) else min(latent_size)  # [64, 64] of older pipelines
     return Checkpoint(
         path,
         "diffusers folder",
@@ -118,8 +166,27 @@ def read_folder(path: Path, flag: str | None, other: tuple[Part, float] | None =
         scale=scale,
         length=text_encoder.config.length,
         pad="zero" if zero else "end",
-        defaults=Defaults(size=latent_size * autoencoder.config.factor),
+        defaults=Defaults(size=latent_size * autoencoder.config.factor, sampler=sampler_of(scheduler, settings)),
     )
+
+
+def sampler_of(path: Path, settings: dict) -> str:
+    """Ours that is, or comes nearest to, a folder's scheduler; what differs is warned of."""
+    name = settings.get("_class_name", "DDIMScheduler")
+    if name not in SCHEDULERS:
+        sampler, ours = Defaults().sampler, {"_class_name": f"one of {', '.join(SCHEDULERS)}"}
+    else:
+        sampler, ours = SCHEDULERS[name]
+    if name == "DDIMScheduler":
+        settings = {"set_alpha_to_one": True} | settings  # what diffusers takes where a file leaves it out
+    if name == "DPMSolverMultistepScheduler" and settings.get("use_karras_sigmas"):
+        sampler, ours = "dpmpp_2m_karras", DPMPP | {"use_karras_sigmas": True}
+    other = {setting: settings[setting] for setting in ours if settings.get(setting, ours[setting]) != ours[setting]}
+    if other:
+        asked = ", ".join(f"{setting} {value!r}" for setting, value in other.items())
+        here = ", ".join(f"{ours[setting]!r}" for setting in other)
+        warnings.warn(f"{path} asks for {asked}; --sampler {sampler}, the default here, has {here}", stacklevel=2)
+    return sampler
 
 
 def weights_in(path: Path) -> Path:
@@ -137,7 +204,11 @@ def read_json(path: Path, expected: dict | None = None) -> dict:
         raise InputError(f"{path} can't be read ({error}); download it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no configuration, expected names and values; download it again")
-    check_sizes(path, content)
+    for name in content.keys() & TYPES.keys():
+        try:
+            content[name] = checked(TYPES[name], content[name], name)
+        except InputError as error:
+            raise InputError(f"{path}: {error}; download it again") from error
     for name, value in (expected or {}).items():
         if content.get(name, value) != value:
             raise InputError(f"{path}: {name} is {content[name]!r}, expected {value!r}; {LOADABLE}")
@@ -147,7 +218,7 @@ def read_json(path: Path, expected: dict | None = None) -> dict:
 def read_unet(path: Path) -> Part:
     settings = read_json(path / "config.json", EXPECTED["unet"])
     check_inputs(path, settings["in_channels"], settings["out_channels"])
-    channels = tuple(settings["block_out_channels"])
+    channels = settings["block_out_channels"]
     # diffusers' attention_head_dim is the number of heads, a mistake that it keeps for the sake of old files.
     heads = settings.get("num_attention_heads") or settings["attention_head_dim"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
@@ -193,7 +264,7 @@ def read_autoencoder_folder(path: Path, weights: WeightsFile | None = None) -> t
     path = path / "vae" if (path / "vae").is_dir() else path
     settings = read_json(path / "config.json", EXPECTED["vae"])
     config = AutoencoderConfig(
-        channels=tuple(settings["block_out_channels"]),
+        channels=settings["block_out_channels"],
         blocks=settings["layers_per_block"],
         latent_channels=settings["latent_channels"],
         norm_groups=settings.get("norm_num_groups", 32),

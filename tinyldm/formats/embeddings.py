@@ -193,7 +193,7 @@ def read_vocabulary(weights: Path) -> Vocabulary:
 
     model = load_checkpoint(weights)
     words = [model.tokenizer.decode([i]) or symbol for i, symbol in enumerate(model.tokenizer.symbols)]
-    return model.text_encoder.table.float(), words
+    return model.text_encoder.table[: len(words)].float(), words  # diffusers may have added rows
 
 
 def described(file: str, words: dict[str, Tensor], vocabulary: Vocabulary | None) -> Iterator[str]:

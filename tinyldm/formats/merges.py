@@ -22,6 +22,11 @@ GET_MERGES = (
 )
 EXPECTED = "expected a merges.txt, CLIP's bpe_simple_vocab_16e6.txt.gz or a tokenizer.json"
 
+ADDED = {  # where a tokenizer's added words stand, and how to read them as id -> word
+    "added_tokens.json": lambda content: {i: word for word, i in content.items()},
+    "tokenizer.json": lambda content: {entry["id"]: entry["content"] for entry in content["added_tokens"]},
+}
+
 
 def find_merges(path: Path) -> Path | None:
     """Those of the checkpoint at path, a file or a folder: its own, else those beside it, else CLIP's in weights."""
@@ -75,6 +80,30 @@ def lines_of_json(path: str | Path, text: str) -> list[str]:
         return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: a JSON file without model.merges ({error!r}); {EXPECTED}") from error
+
+
+def added_words(folder: Path, ids: range) -> dict[str, list[int]]:
+    """The words that these ids were added to a tokenizer of Hugging Face for, each with the ids of its vectors.
+
+    transformers 4 lists them in added_tokens.json, transformers 5 in tokenizer.json. A word of several vectors is there
+    as word, word_1, word_2, …, as diffusers adds them. Raises InputError if one of the files is broken.
+    """
+    word_of: dict[int, str] = {}
+    for name, entries_of in ADDED.items():
+        if (folder / name).is_file():
+            try:
+                word_of |= entries_of(json.loads(unpacked(folder / name)))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise InputError(f"{folder / name} is no list of added words ({error!r}); copy it again") from error
+    id_of = {word: i for i in ids if isinstance(word := word_of.get(i), str) and word.strip()}
+    words: dict[str, list[int]] = {}
+    while id_of:
+        word, i = next(iter(id_of.items()))
+        words[word] = [i]
+        del id_of[word]
+        while (sibling := f"{word}_{len(words[word])}") in id_of:
+            words[word].append(id_of.pop(sibling))
+    return words
 
 
 def write_merges(path: str | Path, merges: Iterable[tuple[str, str]]) -> None:

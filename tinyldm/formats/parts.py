@@ -20,7 +20,7 @@ from tinyldm.autoencoder import AutoencoderConfig
 from tinyldm.clip import CLIPTextConfig
 from tinyldm.clip_image import CLIPConfig
 from tinyldm.formats.hashes import file_sha256
-from tinyldm.formats.merges import GET_MERGES, find_merges, read_merges
+from tinyldm.formats.merges import GET_MERGES, added_words, find_merges, read_merges
 from tinyldm.formats.names import Layout
 from tinyldm.formats.prediction import Prediction
 from tinyldm.formats.untrusted import SAFETENSORS_DTYPES, WeightsFile
@@ -55,7 +55,7 @@ class Part:
         try:
             with torch.device("meta"):
                 network = self.network(self.config)
-        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             found = f"{self.where()}: its configuration is not one of ours ({error})"
             raise InputError(f"{found}; copy the checkpoint again") from error
         self.check(network)
@@ -138,19 +138,32 @@ class Checkpoint:
         """The tokenizer's, wherever they lie."""
         return find_merges(self.path)
 
+    def tokenizer(self) -> Tokenizer:
+        """Words that were saved with the checkpoint (by diffusers' textual_inversion.py) are its placeholders already:
+        more rows of the text encoder's table.
+
+        Raises InputError if the merges are missing or of another vocabulary.
+        """
+        if (merges := self.merges_file) is None:
+            raise InputError(f"no merges.txt with {self.path}, and its tokenizer needs one; get it with: {GET_MERGES}")
+        tokenizer = Tokenizer(read_merges(merges), length=self.length, pad=self.pad)
+        found, expected = tokenizer.vocabulary_size, self.text_encoder.config.vocabulary_size
+        if found < expected:
+            tokenizer.placeholders = added_words(merges.parent, range(found, expected))
+            found += sum(map(len, tokenizer.placeholders.values()))
+        if found != expected:
+            found = f"{merges} makes a vocabulary of {found}, with the words that were added to it"
+            raise InputError(f"{found}, expected {expected} for {self.path}; put its own tokenizer files beside it")
+        return tokenizer
+
     def load(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
         """The whole model, frozen, on its device, in this dtype whatever it is on disk.
 
         Raises InputError if the merges are missing or of another vocabulary, or if weights are missing, unknown,
         misshaped or not finite.
         """
-        if (merges := self.merges_file) is None:
-            raise InputError(f"no merges.txt with {self.path}, and its tokenizer needs one; get it with: {GET_MERGES}")
+        tokenizer = self.tokenizer()
         networks = {name: part.build() for name, part in self.parts.items()}
-        tokenizer = Tokenizer(read_merges(merges), length=self.length, pad=self.pad)
-        if tokenizer.vocabulary_size != (expected := self.text_encoder.config.vocabulary_size):
-            found = f"{merges} makes a vocabulary of {tokenizer.vocabulary_size}"
-            raise InputError(f"{found}, expected {expected} for {self.path}; put its own merges.txt beside it")
         for name, part in self.parts.items():
             part.fill(networks[name], device, dtype)
         model = LatentDiffusion(tokenizer, **networks, schedule=self.schedule, scale=self.scale, defaults=self.defaults)

@@ -243,26 +243,3 @@ def joined(files: Iterable[WeightsFile]) -> WeightsFile:
         metadata={},
         read=lambda name: owner[name].read(name),
     )
-
-
-# ---- Configurations
-
-# Larger numbers than anybody's model has, in a file that was made to keep the computer busy.
-LARGEST = {
-    "layers": 100,
-    "blocks": 100,
-    "layers_per_block": 100,
-    "num_hidden_layers": 100,
-    "steps": 100_000,
-    "num_train_timesteps": 100_000,
-}
-
-
-def check_sizes(path: Path, config: dict[str, object]) -> None:
-    """Raises InputError if a number or a list of the configuration is too large to build a network of."""
-    for name, value in config.items():
-        most = LARGEST.get(name)
-        if most and not (isinstance(value, int) and 0 < value <= most):
-            raise InputError(f"{path}: {name} is {str(value)[:40]}, expected 1 to {most}; copy it again")
-        if isinstance(value, list) and len(value) > 100:
-            raise InputError(f"{path}: {name} has {len(value)} entries, expected at most 100; copy it again")

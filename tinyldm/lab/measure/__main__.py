@@ -11,6 +11,7 @@ are measured on the pixels; everything else is what a small network sees, the ju
 with its defaults.
 """
 
+import argparse
 from pathlib import Path
 
 from tinyldm import InputError, cli
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--weights", type=Path, default=TINY, metavar="PATH", help="checkpoint (%(default)s)")
     parser.add_argument("--only", choices=PARTS, help="one part (default: all)")
     parser.add_argument(
-        "--share", type=cli.positive, default=1.0, help="of the pictures of autoencoder and prompts (%(default)s)"
+        "--share", type=share, default=1.0, help="of the pictures of autoencoder and prompts (%(default)s)"
     )
     parser.add_argument("--guidance", type=cli.positive, metavar="SCALE", help="of prompts (default: the checkpoint's)")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="write what was judged here")
@@ -63,6 +64,13 @@ def main(arguments: list[str]) -> None:
     }
     for part in [options.only] if options.only else PARTS:
         parts[part]()
+
+
+def share(text: str) -> float:
+    """An argparse type: a number above 0 and at most 10."""
+    if (value := cli.positive(text)) > 10:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0 and at most 10")
+    return value
 
 
 if __name__ == "__main__":

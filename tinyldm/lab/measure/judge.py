@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
 from tinyldm.files import write_atomically
+from tinyldm.formats.untrusted import first_sentence
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY, file_to_write
 from tinyldm.lab.world.captions import WITHOUT_BACKGROUND
@@ -110,7 +112,11 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
     if not path.is_file():
         raise InputError(f"no judge at {path}; it comes with the project, or: python -m tinyldm.lab.measure.judge")
     judge = Judge()
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    try:
+        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    except (SafetensorError, RuntimeError) as error:
+        again = "copy it again, or: python -m tinyldm.lab.measure.judge"
+        raise InputError(f"{path} does not hold the judge's weights ({first_sentence(error)}); {again}") from error
     return judge.eval().requires_grad_(False)
 
 

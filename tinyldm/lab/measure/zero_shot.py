@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tinyldm import cli
+from tinyldm import InputError, cli
 from tinyldm.clip_image import CLIP, normalize
 from tinyldm.formats.checkpoint import load_clip
 from tinyldm.formats.merges import read_merges
@@ -138,6 +138,9 @@ def main(arguments: list[str]) -> None:
 
     model = load_clip(options.weights / "clip.safetensors")
     tokenizer = Tokenizer(read_merges(options.weights / "merges.txt"), length=model.config.text.length)
+    if tokenizer.vocabulary_size != (expected := model.config.text.vocabulary_size):
+        found = f"{options.weights / 'merges.txt'} makes a vocabulary of {tokenizer.vocabulary_size}"
+        raise InputError(f"{found}, expected {expected} for the clip.safetensors beside it; copy both again")
     pixels, pictures = make_pictures(options.pictures, HELD_OUT_SEED, model.config.vision.size)
     pixels = torch.from_numpy(pixels)
     first_500 = pictures[:500]  # the 300 captions of each take their time

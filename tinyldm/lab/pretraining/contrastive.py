@@ -5,7 +5,6 @@ tokenizer. measure/zero_shot.py says how good it is.
 """
 
 import contextlib
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,10 +22,10 @@ from tinyldm import InputError
 from tinyldm.clip_image import CLIP, CLIPConfig, normalize
 from tinyldm.files import write_atomically
 from tinyldm.formats.merges import read_merges, write_merges
-from tinyldm.formats.native import METADATA
+from tinyldm.formats.native import as_metadata
 from tinyldm.images import from_pixels
 from tinyldm.lab.measure.zero_shot import features_of_captions, features_of_pictures
-from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_section
+from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_average
 from tinyldm.lab.pretraining.sizes import PROJECTION, VISION, text_config
 from tinyldm.lab.world.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer, trimmed
 from tinyldm.lab.world.drawing import STYLES
@@ -148,7 +147,9 @@ def train_clip(job: Job) -> bool:
     is_fine = job.stage == "fine-clip"
     model = tiny_clip(tokenizer.vocabulary_size, VISION.patch if is_fine else 2 * VISION.patch)
     if is_fine and not (folder / STATE).exists():
-        model.load_state_dict(with_patches_halved(load_section(job.out / "clip", "average")))
+        coarse = tiny_clip(tokenizer.vocabulary_size, 2 * VISION.patch)
+        load_average(coarse, job.out / "clip")
+        model.load_state_dict(with_patches_halved(coarse.state_dict()))
     training = Training(folder, model, recipe, job.seed, device)
     groups, embeddings = groups_alike(job.pictures), model.vision_model.embeddings
 
@@ -201,8 +202,9 @@ def export_clip(out: Path, folder: Path) -> None:
     there = folder / "merges.txt"
     if there.exists() and read_merges(there) != tokenizer.merges:
         raise InputError(f"{there} differs from {merges}, expected one vocabulary; train both from the same pictures")
-    config = tiny_clip(tokenizer.vocabulary_size).config
-    tensors = {name: tensor.half().contiguous() for name, tensor in load_section(out / "fine-clip", "average").items()}
+    model = tiny_clip(tokenizer.vocabulary_size)
+    load_average(model, out / "fine-clip")
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     with write_atomically(folder / "clip.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={METADATA: json.dumps(asdict(config))})
+        save_file(tensors, temporary, metadata=as_metadata(asdict(model.config)))
     write_merges(there, tokenizer.merges)

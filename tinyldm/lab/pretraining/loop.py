@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tinyldm import InputError
 from tinyldm.files import write_atomically
+from tinyldm.formats.untrusted import first_sentence
 from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab.pretraining.muon import Muon
 from tinyldm.lab.world.things import Picture
@@ -188,6 +189,12 @@ class Training:
         weights, average = load_section(self.folder, "weights"), load_section(self.folder, "average")
         moment1, moment2 = load_section(self.folder, "moment1"), load_section(self.folder, "moment2")
         self.step = saved_step(self.folder)
+        names = self.parameters.keys()
+        fits = names == weights.keys() == average.keys() and names >= moment1.keys() >= moment2.keys()
+        shapes = {name: p.shape for name, p in self.parameters.items()}
+        sections = (weights, average, moment1, moment2)
+        if not fits or any(p.shape != shapes[name] for section in sections for name, p in section.items()):
+            raise broken(self.folder, ValueError("names or shapes differ"))
         self.load(weights)
         muon, adam = (optimizer.state for optimizer in self.optimizers)
         for name, p in self.parameters.items():
@@ -214,7 +221,10 @@ def saved_step(folder: Path) -> int:
     if not (folder / STATE).exists():
         return 0
     with opened_state(folder) as file:
-        return int(file.metadata()["step"])
+        try:
+            return int(file.metadata()["step"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise broken(folder, error) from error
 
 
 def opened_state(folder: Path) -> safe_open:
@@ -224,7 +234,23 @@ def opened_state(folder: Path) -> safe_open:
     try:
         return safe_open(folder / STATE, "pt")
     except SafetensorError as error:
-        raise InputError(f"{folder / STATE} is broken ({error}); delete {folder} and run the stage again") from error
+        raise broken(folder, error) from error
+
+
+def load_average(network: nn.Module, folder: Path, strict: bool = True) -> None:
+    """Put the average of a stage's weights into the network; strict: it must be all of them.
+
+    Raises InputError if the stage was not begun, or its file is of another network.
+    """
+    try:
+        network.load_state_dict({k: v.float() for k, v in load_section(folder, "average").items()}, strict=strict)
+    except RuntimeError as error:
+        raise broken(folder, error) from error
+
+
+def broken(folder: Path, error: Exception) -> InputError:
+    again = f"delete {folder} and run the stage again"
+    return InputError(f"{folder / STATE} is broken or of another network ({first_sentence(error)}); {again}")
 
 
 def autocast(device: str) -> torch.autocast:
@@ -242,8 +268,11 @@ def plot_losses(folders: list[Path], file: Path) -> None:
     if file.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
         raise InputError(f"losses can't be drawn as {file}, expected the name of a picture; try {file.stem}.png")
     for axes, folder in zip(figure.subplots(1, len(folders), squeeze=False)[0], folders, strict=True):
-        with open(folder / "loss.csv", newline="") as rows:
-            points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(rows)]
+        try:
+            with open(folder / "loss.csv", newline="") as rows:
+                points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(rows)]
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise InputError(f"{folder / 'loss.csv'} is no log of losses ({error!r}); run the stage again") from error
         axes.plot(*zip(*points, strict=True), linewidth=0.8)
         axes.set(title=folder.name, xlabel="step", yscale="log")
     with write_atomically(file) as temporary:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,10 +18,11 @@ from tinyldm.autoencoder import AutoencoderKL
 from tinyldm.clip import CLIPTextEncoder
 from tinyldm.formats.merges import read_merges, write_merges
 from tinyldm.formats.native import save_checkpoint
+from tinyldm.formats.untrusted import first_sentence
 from tinyldm.images import from_pixels, to_images
 from tinyldm.lab.measure.report import rows_of_samples
 from tinyldm.lab.pretraining.contrastive import train_clip
-from tinyldm.lab.pretraining.loop import STATE, Job, Recipe, Training, autocast, load_section
+from tinyldm.lab.pretraining.loop import STATE, Job, Recipe, Training, autocast, load_average
 from tinyldm.lab.pretraining.sizes import AUTOENCODER, DEFAULTS, SCHEDULE, UNET, text_config
 from tinyldm.lab.world.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer, trimmed
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -72,7 +74,7 @@ def standardized_autoencoder(out: Path, pixels: Tensor, device: str) -> Autoenco
     and a shift per channel, which changes no decoded picture and leaves the scale at 1.
     """
     model = AutoencoderKL(AUTOENCODER).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    model.load_state_dict({k: v.float() for k, v in load_section(out / "autoencoder", "average").items()})
+    load_average(model, out / "autoencoder")
     means, log_variances = encode_all(model, pixels[:4096], device)
     shift = means.mean(dim=(0, 2, 3)).to(device)
     deviation = (means.var(dim=(0, 2, 3)) + log_variances.exp().mean(dim=(0, 2, 3))).sqrt().to(device)
@@ -239,14 +241,18 @@ def load_first_stage(folder: Path) -> tuple[AutoencoderKL, Tokenizer]:
         raise InputError(f"{found}; run it first: python -m tinyldm.lab.pretraining --stage diffusion")
     tokenizer = Tokenizer(read_merges(folder / "merges.txt"), length=TEXT_LENGTH)
     autoencoder = AutoencoderKL(AUTOENCODER).eval().requires_grad_(False)
-    autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    try:
+        autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        found = f"{folder / 'autoencoder.safetensors'} is broken ({first_sentence(error)})"
+        raise InputError(f"{found}; delete {folder} and run the stage again") from error
     return autoencoder, tokenizer
 
 
 def load_denoiser(out: Path, tokenizer: Tokenizer) -> Denoiser:
     """Text encoder and UNet with their averaged weights, frozen."""
     denoiser = Denoiser(tokenizer.vocabulary_size).eval().requires_grad_(False)
-    denoiser.load_state_dict({k: v.float() for k, v in load_section(out / "diffusion", "average").items()})
+    load_average(denoiser, out / "diffusion")
     return denoiser
 
 
@@ -254,7 +260,7 @@ def export(out: Path, folder: Path) -> None:
     """The stages' averaged weights, as far as they have come, as one checkpoint in the public key names."""
     autoencoder, tokenizer = load_first_stage(out / "diffusion")
     if (out / "decoder" / STATE).exists():
-        autoencoder.load_state_dict(load_section(out / "decoder", "average"), strict=False)
+        load_average(autoencoder, out / "decoder", strict=False)
     denoiser = load_denoiser(out, tokenizer)
     parts = (tokenizer, denoiser.text_encoder, denoiser.unet, autoencoder, SCHEDULE)
     save_checkpoint(folder, LatentDiffusion(*parts, scale=1.0, defaults=DEFAULTS))
