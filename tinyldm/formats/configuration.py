@@ -55,9 +55,8 @@ def build(make: type[T], values: object, where: str = "") -> T:
     arguments = {}
     for name, hint in hints.items():
         is_plain = get_args(hint) or hint in (int, float, bool, str)
-        arguments[name] = (checked if is_plain else build)(
-            hint, values[name], f"{where}{name}{'' if is_plain else '.'}"
-        )
+        read, place = (checked, name) if is_plain else (build, f"{name}.")
+        arguments[name] = read(hint, values[name], f"{where}{place}")
     try:
         return make(**arguments)
     except ValueError as error:  # of values that do not go together
@@ -82,9 +81,8 @@ def fits(hint: object, value: object, name: str) -> bool:
         return any(fits(part, value, name) for part in parts)
     if hint in (int, float):
         least, most = LIMITS.get(name, OTHERS[hint])
-        return (
-            type(value) in (int, hint) and least <= value <= most
-        )  # not isinstance: True is an int; NaN is in no range
+        # Not isinstance, for True is an int; and NaN is in no range.
+        return type(value) in (int, hint) and least <= value <= most
     return type(value) is hint and (name not in CHOICES or value in CHOICES[name])
 
 
