@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     images = [image for _, image in read_images(options.images, options.size)]
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
     del checkpoint  # it would keep its file mapped into memory
-    model.check_size(options.size, options.size)
+    model.check_size(options.size, options.size, options.batch)
 
     # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
     vectors = first_vectors(model, options).requires_grad_()
@@ -93,7 +93,8 @@ def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
     words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
     file, _ = split_word(options.init)
     if len(words) > 1:
-        raise InputError(f'--init: {file} holds {listed(words)}, expected one; try --init "{file}:{next(iter(words))}"')
+        one = cli.command("--init", f"{file}:{next(iter(words))}")
+        raise InputError(f"--init: {file} holds {listed(words)}, expected one; try {one}")
     (vectors,) = words.values()
     if options.vectors not in (None, len(vectors)):
         found = f"{file} holds {len(vectors)} vectors, --vectors asks for {options.vectors}"
@@ -124,7 +125,7 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
 def parse_options(arguments: list[str]) -> Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="a folder with about three to five pictures")
+    add("--images", type=cli.path, required=True, metavar="DIR", help="a folder with about three to five pictures")
     add("--token", required=True, help='the new word, in quotes because of the shell: "S*"')
     cli.add_model_options(parser)
     add(
@@ -134,21 +135,21 @@ def parse_options(arguments: list[str]) -> Namespace:
     )
     add("--vectors", type=cli.whole_number(1), metavar="N", help="vectors to learn (default: as many as --init gives)")
     add("--property", choices=list(TEMPLATES), default="object", help="what the pictures share (%(default)s)")
-    add("--templates", type=Path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
+    add("--templates", type=cli.path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
     add("--steps", type=cli.whole_number(1), metavar="N", help="default, as for the next four: the checkpoint's own")
-    add("--batch", type=cli.whole_number(1), metavar="N")
+    add("--batch", type=cli.whole_number(1, 10_000), metavar="N")
     add("--lr", type=cli.positive, metavar="RATE", help="of the first step; it falls to 0 in a straight line")
-    add("--size", type=cli.whole_number(1), metavar="PIXELS", help="pictures are cropped and resized to this square")
+    add("--size", type=cli.whole_number(1, 8192), metavar="PIXELS", help="pictures become squares of this side")
     add("--preview-every", type=cli.whole_number(1), metavar="N", help="steps between two rows of preview.png")
     add(
         "--save-every", type=cli.whole_number(1), metavar="N", help="steps between two saves (default: as the previews)"
     )
-    add("--out", type=Path, metavar="DIR", help="default: outputs/<name of the token>, numbered if it exists")
+    add("--out", type=cli.path, metavar="DIR", help="default: outputs/<name of the token>, numbered if it exists")
     add("--resume", action="store_true", help="go on with the run in --out, given the same options")
     options = parser.parse_args(arguments)
 
     if options.out is None:
-        name = re.sub(r"\W+", "-", options.token).strip("-") or "word"
+        name = re.sub(r"\W+", "-", options.token)[:60].strip("-") or "word"
         options.out = Path("outputs") / name
         options.out = options.out if options.resume else cli.free_folder(options.out)
     elif (options.out / "embedding.safetensors").exists() and not options.resume:

@@ -11,7 +11,6 @@ A file is replaced whole or not at all; loss.csv grows by a line a step.
 import csv
 import json
 import math
-import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,8 +172,8 @@ class Run:
         """What to type now, in two lines. arguments: what was typed after train.py."""
         if self.done < self.options.steps:
             given = [word for word in arguments if word != "--resume"]
-            out = [] if "--out" in given else ["--out", str(self.folder)]
-            command = shlex.join(["python", "train.py", *given, *out, "--resume"])
+            out = [] if any(word.startswith("--out") for word in given) else ["--out", self.folder]
+            command = cli.command("python", "train.py", *given, *out, "--resume")
             done = f"stopped after {self.done} of {self.options.steps} steps"
             return f"{done}, saved in {self.folder}; to go on:\n  {command}"
         return (
@@ -184,13 +183,13 @@ class Run:
     def sample_command(self) -> str:
         options = self.options
         prompt = self.prompt if options.property == "style" else f"{self.prompt} on a green background"
-        file = shlex.quote(str(self.folder / "embedding.safetensors"))
-        command = f'python sample.py --prompt "{prompt}" --embedding {file}'
-        if options.weights != cli.TINY:
-            command += f" --weights {shlex.quote(str(options.weights))}"
-        if options.vae:
-            command += f" --vae {shlex.quote(str(options.vae))}"
-        return f"{command} --prediction {options.prediction}" if options.prediction else command
+        words = ["python", "sample.py", "--prompt", prompt]
+        weights = options.weights if options.weights != cli.TINY else None
+        model = {"--weights": weights, "--vae": options.vae, "--prediction": options.prediction}
+        for option, value in {"--embedding": self.folder / "embedding.safetensors", **model}.items():
+            # A path that begins with a dash would be an option, if it stood alone.
+            words += [f"{option}={value}"] if str(value).startswith("-") else [option, value] if value else []
+        return cli.command(*words)
 
 
 def strip(pictures: Tensor) -> Image.Image:
