@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
 
     run = Run(options, weights_sha256, vectors, optimizer)
+    model.tokenizer(run.prompt)  # a word that is cut off is an error now, not at the first preview
     run.resume() if options.resume else run.start(images)
     for step in run.steps(model):
         # Add noise to the latents and let the model, which reads the word, say what was added.

@@ -175,10 +175,9 @@ class Run:
             out = [] if any(word.startswith("--out") for word in given) else ["--out", self.folder]
             command = cli.command("python", "train.py", *given, *out, "--resume")
             done = f"stopped after {self.done} of {self.options.steps} steps"
-            return f"{done}, saved in {self.folder}; to go on:\n  {command}"
-        return (
-            f"learned {self.options.token}: look at {self.folder / 'preview.png'}, then try\n  {self.sample_command()}"
-        )
+            return f"{done}, saved in {cli.printable(self.folder)}; to go on:\n  {command}"
+        preview = cli.printable(self.folder / "preview.png")
+        return f"learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
 
     def sample_command(self) -> str:
         options = self.options
