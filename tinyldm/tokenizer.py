@@ -15,6 +15,7 @@ vocabulary's end.
 """
 
 import html
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -121,13 +122,16 @@ class Tokenizer:
 
     def add_placeholder(self, token: str, vectors: int = 1) -> list[int]:
         """Let `token` stand for `vectors` new ids, counted on from the end of the vocabulary; returns them."""
-        if not clean(token) or regex.search(r"\s", token):
+        if not token.isprintable() or not clean(token) or regex.search(r"\s", token):
             raise InputError(f'the token is {token!r}, expected visible characters without white space; try "S*"')
+        if len(token) > 255:
+            raise InputError(f"the token has {len(token)} characters, expected at most 255; give it a shorter name")
         if token in self.placeholders:
             raise InputError(f'the token "{token}" is already a placeholder; give each word a token of its own')
         if len(self.encode_plain(token)) == 1:
             raise InputError(
-                f'the token "{token}" is already a word of the vocabulary, expected a new one; try "<{token}>" or "S*"'
+                f'the token "{token}" is already a word of the vocabulary, expected a new one; try '
+                f'{shlex.quote(f"<{token}>")} or "S*"'
             )
         if vectors < 1:
             raise InputError(f'the token "{token}" has {vectors} vectors, expected 1 or more')

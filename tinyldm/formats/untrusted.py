@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyldm import InputError
+from tinyldm.files import check_is_file
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # and PyTorch's names
 ZIP = b"PK\x03\x04"
@@ -72,6 +73,7 @@ class WeightsFile:
 
 def open_weights(path: Path) -> WeightsFile:
     """Raises InputError if the file is missing, broken, or names anything but tensors and plain containers."""
+    check_is_file(path)
     if path.suffix == ".json":
         return open_shards(path)
     found = container(path)
