@@ -289,6 +289,19 @@ def test_a_token_that_is_a_word_already(refused):
     assert 'the token "heart" is already a word' in refused("--images", HEART, "--token", "heart")
 
 
+def test_a_token_that_starts_with_a_dash_or_is_odd_otherwise_is_learned(run, tmp_path):
+    for token in ("-x", "$(touch${IFS}x)", "e\u0301", "\U0001f600", "{}", "x" * 255):
+        outcome = run("train.py", "--images", HEART, f"--token={token}", *SHORT[2:], "--steps", 1, "--out", "o")
+        assert outcome.status == 0 and list(load_embeddings("o/embedding.safetensors")) == [token]
+        shutil.rmtree("o")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_token_too_long_for_a_files_name_gets_a_folder_all_the_same():
+    options = train.parse_options(["--images", ".", "--token", "字" * 200])
+    assert options.out.name == "字" * 60  # three bytes each, and a name has 255
+
+
 @pytest.mark.parametrize("init", ["xylophone", "", " "])
 def test_an_init_of_unknown_kind(refused, init):
     assert "init" in refused("--images", HEART, "--token", "S*", "--init", init)
@@ -332,10 +345,48 @@ def test_a_template_so_long_that_the_word_is_cut_off(refused, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--steps", "0"), ("--steps", "many"), ("--lr", "-1"), ("--lr", "nan"), ("--vectors", "0"), ("--device", "tpu")],
+    [
+        ("--steps", "0"),
+        ("--steps", "many"),
+        ("--steps", 10**12),
+        ("--lr", "-1"),
+        ("--lr", "nan"),
+        ("--lr", "1e38"),
+        ("--vectors", "0"),
+        ("--vectors", 10**12),
+        ("--vectors", 1000),
+        ("--batch", 10**12),
+        ("--size", 2**40),
+        ("--seed", 2**64),
+        ("--device", "tpu"),
+        ("--images", ""),
+        ("--out", ""),
+    ],
 )
 def test_impossible_option_values(refused, option, value):
     assert option in refused("--images", HEART, "--token", "S*", option, value)
+
+
+def test_the_largest_rate_and_seed_are_taken(run):
+    outcome = run("train.py", "--images", HEART, *SHORT, "--lr", "1e37", "--seed", 2**64 - 10_000)
+    assert "the loss became" in outcome.error and "try a smaller --lr" in outcome.error
+
+
+def test_a_batch_that_cannot_fit_into_memory(refused):
+    arguments = ("--images", HEART, "--token", "S*", "--size", 1024, "--batch", 10_000)
+    assert "GiB of memory, this computer has" in refused(*arguments)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--templates", "fifo"), ("--init", "fifo.pt"), ("--init", "fifo.pt:x")])
+def test_a_pipe_nobody_writes_to_is_refused(run, tmp_path, no_hang, option, value):
+    os.mkfifo(tmp_path / value.partition(":")[0])
+    assert "fifo" in run("train.py", "--images", HEART, "--token", "S*", option, value).error
+
+
+def test_a_word_that_the_previews_prompt_cuts_off(refused, tmp_path):
+    (tmp_path / "mine.txt").write_text("{}\n")
+    arguments = ("--images", HEART, "--token", "S*", "--templates", "mine.txt")
+    assert 'the prompt "a photo of S*"' in refused(*arguments, "--vectors", 30)
 
 
 def test_a_missing_checkpoint(refused, tmp_path):
