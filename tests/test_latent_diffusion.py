@@ -7,7 +7,7 @@ import torch
 
 from tinyldm import InputError
 from tinyldm.inversion import add_words
-from tinyldm.latent_diffusion import Defaults
+from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.sampler import SAMPLERS, first_noise, guided
 from tinyldm.schedule import NoiseSchedule
 
@@ -64,3 +64,13 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest_that_does(tiny):
         tiny.check_size(50, 64)
     with pytest.raises(InputError, match="multiples of 16"):
         next(tiny.generate(["a star"], [0], height=50))
+
+
+def test_pictures_that_cannot_fit_are_refused_but_on_a_gpu_its_allocator_says_so(tiny, monkeypatch):
+    side = 2**16
+    with pytest.raises(InputError, match=r"1 pictures of 65536x65536 pixels take more than \d+ GiB"):
+        tiny.check_size(side, side)
+    with pytest.raises(InputError, match="a batch of fewer"):
+        tiny.check_size(1024, 1024, 10_000)
+    monkeypatch.setattr(LatentDiffusion, "device", torch.device("cuda"))
+    tiny.check_size(side, side)
