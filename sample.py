@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
     model, model_hash = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()[:10]
     del checkpoint  # it would keep its file mapped into memory
-    model.check_size(sampling.height, sampling.width)
+    model.check_size(sampling.height, sampling.width, min(BATCH, len(prompts)))
     words: dict[str, Tensor] = {}
     for words_of_file in learned:
         try:
@@ -112,6 +112,8 @@ def read_prompts(options: Namespace) -> list[str]:
     prompts = [*options.prompt, *(read_lines(options.prompts, "prompts") if options.prompts else [])]
     if not prompts:
         raise InputError('no prompt; give one or more: --prompt "a photo of a red star"')
+    if (pictures := len(prompts) * options.num) > cli.MOST_PICTURES:
+        raise InputError(f"{pictures} pictures, expected at most {cli.MOST_PICTURES}; give fewer prompts or --num")
     return prompts
 
 
@@ -119,7 +121,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
-    add("--prompts", type=Path, metavar="FILE", help="more prompts, one a line")
+    add("--prompts", type=cli.path, metavar="FILE", help="more prompts, one a line; /dev/stdin: from a pipe")
     add("--negative", default="", metavar="TEXT", help="what the pictures should not show")
     add(
         "--embedding",
@@ -138,10 +140,10 @@ def parse_options(arguments: list[str]) -> Namespace:
     )
     add("--steps", type=cli.whole_number(1, 1000), metavar="N")
     add("--guidance", type=cli.positive, metavar="SCALE", help="1: the plain model; more: closer to the prompt")
-    add("--height", type=cli.whole_number(1), metavar="PIXELS")
-    add("--width", type=cli.whole_number(1), metavar="PIXELS")
-    add("--num", type=cli.whole_number(1), default=1, metavar="N", help="pictures of each prompt (%(default)s)")
-    add("--out", type=Path, metavar="DIR", help="new or empty (default: outputs/samples, numbered)")
+    add("--height", type=cli.whole_number(1, 2**16), metavar="PIXELS")
+    add("--width", type=cli.whole_number(1, 2**16), metavar="PIXELS")
+    add("--num", type=cli.whole_number(1, cli.MOST_PICTURES), default=1, metavar="N", help="pictures a prompt (1)")
+    add("--out", type=cli.path, metavar="DIR", help="new or empty (default: outputs/samples, numbered)")
     options = parser.parse_args(arguments)
     if options.out:
         check_unused(options.out)

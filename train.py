@@ -33,7 +33,7 @@ from tinyldm.inversion import (
     vectors_of,
 )
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
-from tinyldm.run import Run
+from tinyldm.run import PREVIEWS, Run
 
 # Between the loss and the vectors, gradients of float16 weights are this many times too large: a mean over 65,536
 # latents has gradients of 1e-5 each, and float16 keeps few digits below 6e-5, none below 6e-8.
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     images = [image for _, image in read_images(options.images, options.size)]
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
     del checkpoint  # it would keep its file mapped into memory
-    model.check_size(options.size, options.size)
+    model.check_size(options.size, options.size, options.batch)
 
     # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
     vectors = first_vectors(model, options).requires_grad_()
@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
     optimizer = torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0)
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
 
+    model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
     options.out = options.out if options.resume else take_folder(options.out, folder_for(options.token))
     run = Run(options, weights_sha256, images, captions, vectors, optimizer)
     run.resume() if options.resume else run.start(images)
@@ -95,7 +96,8 @@ def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
     words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
     file, _ = split_word(options.init)
     if len(words) > 1:
-        raise InputError(f'--init: {file} holds {listed(words)}, expected one; try --init "{file}:{next(iter(words))}"')
+        one = cli.command("--init", f"{file}:{next(iter(words))}")
+        raise InputError(f"--init: {file} holds {listed(words)}, expected one; try {one}")
     (vectors,) = words.values()
     if options.vectors not in (None, len(vectors)):
         found = f"{file} holds {len(vectors)} vectors, --vectors asks for {options.vectors}"
@@ -113,7 +115,7 @@ def encode(model: LatentDiffusion, images: list[Image.Image]) -> tuple[Tensor, T
 
 
 def folder_for(token: str) -> Path:
-    return Path("outputs", re.sub(r"\W+", "-", token).strip("-") or "word")
+    return Path("outputs", re.sub(r"\W+", "-", token)[:60].strip("-") or "word")
 
 
 def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
@@ -130,7 +132,7 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
 def parse_options(arguments: list[str]) -> Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="a folder with about three to five pictures")
+    add("--images", type=cli.path, required=True, metavar="DIR", help="a folder with about three to five pictures")
     add("--token", required=True, help='the new word, in quotes because of the shell: "S*"')
     cli.add_model_options(parser)
     add(
@@ -140,16 +142,16 @@ def parse_options(arguments: list[str]) -> Namespace:
     )
     add("--vectors", type=cli.whole_number(1), metavar="N", help="vectors to learn (default: as many as --init gives)")
     add("--property", choices=list(TEMPLATES), default="object", help="what the pictures share (%(default)s)")
-    add("--templates", type=Path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
+    add("--templates", type=cli.path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
     add("--steps", type=cli.whole_number(1), metavar="N", help="default, as for the next four: the checkpoint's own")
-    add("--batch", type=cli.whole_number(1), metavar="N")
+    add("--batch", type=cli.whole_number(1, 10_000), metavar="N")
     add("--lr", type=cli.positive, metavar="RATE", help="of the first step; it falls to 0 in a straight line")
-    add("--size", type=cli.whole_number(1), metavar="PIXELS", help="pictures are cropped and resized to this square")
+    add("--size", type=cli.whole_number(1, 8192), metavar="PIXELS", help="pictures become squares of this side")
     add("--preview-every", type=cli.whole_number(1), metavar="N", help="steps between two rows of preview.png")
     add(
         "--save-every", type=cli.whole_number(1), metavar="N", help="steps between two saves (default: as the previews)"
     )
-    add("--out", type=Path, metavar="DIR", help="new or empty (default: outputs/<name of the token>, numbered)")
+    add("--out", type=cli.path, metavar="DIR", help="new or empty (default: outputs/<name of the token>, numbered)")
     add(
         "--resume",
         action="store_true",

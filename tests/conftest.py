@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,40 @@ def run(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
         return Outcome(int(stop.value.code or 0), captured.out, progress_free)
 
     return run_script
+
+
+@pytest.fixture
+def shell_words(tmp_path) -> Callable[[list[str]], list[list[str]]]:
+    """shell_words(commands): what `sh` hands to the `python` of each, a stand-in that writes down its words."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nprintf "%s\\0" "$@" "end of the command"\n')
+    python.chmod(0o755)
+
+    def words(commands: list[str]) -> list[list[str]]:
+        path = {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+        before = sorted(tmp_path.rglob("*"))
+        shell = subprocess.run(
+            ["sh", "-c", "\n".join(commands)], cwd=tmp_path, env=path, capture_output=True, timeout=10
+        )
+        assert shell.returncode == 0 and not shell.stderr and sorted(tmp_path.rglob("*")) == before, shell
+        return [line.split("\0")[:-1] for line in shell.stdout.decode().split("end of the command\0")[:-1]]
+
+    return words
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """What waits for ever is an error after ten seconds."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def main_of(module: str) -> Callable[[list[str]], object]:

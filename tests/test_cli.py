@@ -1,15 +1,20 @@
-"""What all commands share: text that is safe to print, device and dtype, and how they stop."""
+"""What all commands share: the door with its one-line errors, signals, text that is safe to print, values, devices."""
 
+import argparse
+import io
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from tinyldm import InputError, cli
+from tinyldm.formats.embeddings import save_embeddings
 
 
 @pytest.mark.parametrize("has_bfloat16, expected", [(True, torch.bfloat16), (False, torch.float16)])
@@ -58,6 +63,110 @@ def test_what_a_stranger_wrote_is_shown_and_never_obeyed_by_the_terminal(text, s
 
 def test_a_long_text_is_cut():
     assert cli.printable("x" * 5000, most=10) == "xxxxxxxxx…"
+
+
+@pytest.mark.parametrize(
+    "word", ["", " ", "$HOME", "`id`", "a'b", 'a"b', "a\\", "a\nb", "!!", "*", "~", "a b", "熊", "a=b"]
+)
+def test_a_shell_passes_on_the_words_of_a_command(shell_words, word):
+    assert shell_words([cli.command("python", word, "end", word)]) == [[word, "end", word]]
+
+
+# ---- The door
+
+
+def door(monkeypatch, main, *arguments):
+    """The status with which cli.run ends."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    return stop.value.code
+
+
+def on_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(2**48),
+        lambda: torch.empty(2**40, 2**30),
+        lambda: np.empty(2**60, np.uint8),
+        lambda: bytes(2**60),
+        lambda: Image.new("RGB", (2**30, 2**30)),
+        on_a_gpu,
+    ],
+    ids=["torch", "overflow", "numpy", "python", "pillow", "cuda"],
+)
+def test_no_memory_is_one_line_that_says_what_to_make_smaller(monkeypatch, capsys, allocate):
+    assert door(monkeypatch, lambda arguments: allocate()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: error: not enough memory") and "--batch" in line
+
+
+def test_another_error_of_torch_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(RuntimeError, match="must match"):
+        cli.run(lambda arguments: torch.zeros(2) + torch.zeros(3))
+
+
+def test_bytes_that_are_no_text_are_refused_before_anything_is_done():
+    command = [os.fsencode(sys.executable), b"sample.py", b"--prompt", b"a caf\xe9"]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert outcome.returncode == 2
+    assert outcome.stderr == "sample.py: error: a caf\\udce9 is not UTF-8; type it as UTF-8, or rename the file\n"
+
+
+def test_an_option_without_its_value_is_refused(monkeypatch, capsys):
+    assert door(monkeypatch, lambda arguments: 0, "--token=--") == 2
+    assert "--token=-- gives no value" in capsys.readouterr().err
+
+
+def test_a_reader_that_is_gone_is_left_in_peace(tmp_path):
+    """As `… | head -1` is once it has read its line."""
+    save_embeddings(tmp_path / "a.pt", {"S*": torch.ones(1, 8)}, "a1111")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tinyldm.formats.embeddings", tmp_path / "a.pt"]
+    outcome = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (outcome.returncode, outcome.stderr) == (128 + 13, "")
+
+
+def test_a_terminal_that_lacks_a_letter_shows_its_number(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    assert door(monkeypatch, lambda arguments: print("learned 熊")) is None
+    assert output.buffer.getvalue() == b"learned \\u718a\n"
+
+
+# ---- Values
+
+
+@pytest.mark.parametrize(
+    "kind, right, wrong",
+    [
+        (
+            cli.whole_number(1, 2**64),
+            {"1": 1, "007": 7, "٣": 3, str(2**64): 2**64},
+            ["", " ", "0", "-1", "1.0", "1e3", "nan", "²", "0x10", str(2**64 + 1), "9" * 5000],
+        ),
+        (
+            cli.positive,
+            {"1": 1.0, "1e37": 1e37, "1e-320": 1e-320},
+            ["", "0", "-1", "nan", "inf", "-inf", "1e38", "1e999", "one", "9" * 5000],
+        ),
+        (cli.path, {"a b": cli.Path("a b"), ".": cli.Path(".")}, [""]),
+    ],
+    ids=["whole_number", "positive", "path"],
+)
+def test_values_are_taken_or_refused_in_few_words(kind, right, wrong):
+    assert {text: kind(text) for text in right} == right
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError, match="expected") as error:
+            kind(text)
+        assert len(str(error.value)) < 200
 
 
 # ---- Signals

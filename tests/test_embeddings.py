@@ -93,6 +93,14 @@ def test_a_word_that_no_prompt_can_hold_asks_for_another(tmp_path):
     assert "\x1b" not in refusal(tmp_path / "e.pt")
 
 
+def test_names_to_try_can_be_pasted_into_a_shell(run, shell_words, tmp_path):
+    torch.save(a1111(rows(1), "my cat"), tmp_path / "a $(touch x).pt")
+    error = run("tinyldm.formats.embeddings", "a $(touch x).pt").error
+    assert shell_words([f"python {error.partition('as in ')[2]}"]) == [["a $(touch x).pt:my-word"]]
+    error = run("tinyldm.formats.embeddings", "b.pt", "--to", "a1111", "--out", "`touch x`.bin").error
+    assert shell_words([f"python {error.partition('try ')[2]}"]) == [["--out", "`touch x`.pt"]]
+
+
 def test_the_users_word_chooses_among_several(tmp_path):
     save_embeddings(tmp_path / "e", {"<a>": rows(1), "<b>": rows(2)})
     loaded = load_embeddings(f"{tmp_path / 'e'}:<b>")

@@ -1,6 +1,7 @@
-"""write_atomically: a reader finds the old content or the new one, never half; and what read_lines takes."""
+"""write_atomically: a reader finds the old content or the new one, never half; whose a folder is; reading lines."""
 
 import os
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tinyldm import InputError
-from tinyldm.files import lock_folder, read_lines, take_folder, write_atomically
+from tinyldm.files import MAX_TEXT_BYTES, check_is_file, lock_folder, read_lines, take_folder, write_atomically
 
 
 def test_the_path_keeps_its_old_content_until_the_new_one_is_complete(tmp_path):
@@ -135,3 +136,33 @@ def test_what_is_no_text_file_is_named_with_what_it_should_hold(tmp_path):
     for name in ("picture.png", "missing.txt", "."):
         with pytest.raises(InputError, match=r"cannot read the prompts .*; expected a text file, one a line"):
             read_lines(tmp_path / name, "prompts")
+
+
+def test_lines_of_a_windows_editor_are_read_without_its_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes("a red star\r\ntwo lemons\r\n".encode("utf-8-sig"))
+    assert read_lines(tmp_path / "a.txt", "prompts") == ["a red star", "two lemons"]
+
+
+def test_lines_come_through_a_pipe_that_is_open():
+    reading, writing = os.pipe()
+    os.write(writing, b"a red star\n")
+    os.close(writing)
+    assert read_lines(f"/dev/fd/{reading}", "prompts") == ["a red star"]
+    os.close(reading)
+
+
+def test_pipes_sockets_and_devices_are_refused_unopened(tmp_path, no_hang):
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "fifo", tmp_path / "socket", "/dev/zero"):
+            for read in (check_is_file, partial(read_lines, what="prompts")):
+                with pytest.raises(InputError, match="is a pipe or a device, expected a file"):
+                    read(path)
+
+
+def test_a_file_too_large_to_be_a_list_of_lines_is_not_read(tmp_path):
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    with pytest.raises(InputError, match=f"take more than {MAX_TEXT_BYTES} bytes; give fewer"):
+        read_lines(tmp_path / "a.txt", "prompts")

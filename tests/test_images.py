@@ -324,6 +324,17 @@ def test_labels_may_have_line_breaks_and_letters_the_font_lacks():
     contact_sheet([[Image.new("RGB", (64, 64))]], labels=["a\nb\t한국어 é 🙂"])
 
 
+def test_a_label_may_have_any_length_and_control_characters():
+    contact_sheet([[Image.new("RGB", (64, 64))]], labels=["\0\x1b[2J\u202e" + "x" * 1_000_001])
+
+
+def test_a_saved_text_has_no_control_characters_but_line_ends(tmp_path):
+    """Readers in C take a NUL for the end; the PNG specification (11.3.3.2) allows a line feed alone."""
+    for text in ("a\0b\x1bc\x9bd\ne", "a\0b\x1bc\x9bd\ne 熊"):  # tEXt, iTXt
+        save_image(Image.new("RGB", (1, 1)), tmp_path / "a.png", {"parameters": text})
+        assert Image.open(tmp_path / "a.png").text["parameters"] == text.translate(dict.fromkeys((0, 27, 155), " "))
+
+
 def test_a_saved_picture_carries_its_text_in_any_script(tmp_path):
     text = {"prompt": "a photo of S*", "negative": "", "init": "고양이 — “café” 🙂", "settings": "steps: 25\nseed: 0"}
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))

@@ -49,6 +49,13 @@ def test_init_tokens_fill_the_vectors_in_turn(tiny):
     assert torch.equal(vectors_of(tiny, "orange heart", 3), tiny.text_encoder.table[[orange, heart, orange]])
 
 
+def test_more_vectors_than_a_prompt_has_room_for_are_refused_before_they_are_made(tiny):
+    room = tiny.tokenizer.length - 2
+    assert len(vectors_of(tiny, "heart", room)) == room
+    with pytest.raises(InputError, match=f"which has room for {room}; try fewer --vectors"):
+        vectors_of(tiny, "heart", 10**12)
+
+
 def test_the_new_rows_gradient_is_that_of_the_whole_table_under_a_mask(tiny):
     """The obvious slow way: every row a parameter, and a hook that multiplies the gradient by the row mask."""
     words = new_word(tiny, "S*", "orange heart")

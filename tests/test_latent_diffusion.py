@@ -9,7 +9,7 @@ import torch
 from tinyldm import InputError
 from tinyldm.images import to_images
 from tinyldm.inversion import add_words
-from tinyldm.latent_diffusion import Defaults
+from tinyldm.latent_diffusion import Defaults, LatentDiffusion
 from tinyldm.sampler import SAMPLERS, first_noise, guided
 from tinyldm.schedule import NoiseSchedule
 
@@ -79,3 +79,13 @@ def test_a_picture_alone_is_that_of_a_batch_within_1_of_255(tiny, sampler):
     together = pixels(range(8))
     assert np.abs(together[0] - together[1]).max() > 50
     assert np.abs(pixels([5])[0] - together[5]).max() <= 1
+
+
+def test_pictures_that_cannot_fit_are_refused_but_on_a_gpu_its_allocator_says_so(tiny, monkeypatch):
+    side = 2**16
+    with pytest.raises(InputError, match=r"1 pictures of 65536x65536 pixels take more than \d+ GiB"):
+        tiny.check_size(side, side)
+    with pytest.raises(InputError, match="a batch of fewer"):
+        tiny.check_size(1024, 1024, 10_000)
+    monkeypatch.setattr(LatentDiffusion, "device", torch.device("cuda"))
+    tiny.check_size(side, side)

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import sample
 import train
 from tinyldm import InputError, cli, images
 from tinyldm import run as running
@@ -359,7 +360,7 @@ def test_a_stopped_run_says_how_to_go_on_in_its_own_folder():
     line, command = typed_next(run, TYPED)
     assert line == "stopped after 3 of 4 steps, saved in outputs/S; to go on:"
     assert command == ["python", "train.py", *TYPED, "--out", "outputs/S", "--resume"]
-    assert "'S*'" in run.what_next(TYPED)  # or a shell would look for files with such names
+    assert '"S*"' in run.what_next(TYPED)  # or a shell would look for files with such names
 
 
 @pytest.mark.parametrize("arguments", [["--out", "my words/S"], ["--resume", "--out", "my words/S"]])
@@ -381,6 +382,56 @@ def test_a_finished_run_says_how_to_sample(more, prompt):
     line, command = typed_next(run, [*TYPED, *more])
     assert line == "learned S*: look at outputs/S/preview.png, then try"
     assert command == ["python", "sample.py", "--prompt", prompt, "--embedding", "outputs/S/embedding.safetensors"]
+
+
+NASTY = [
+    "$(touch${IFS}x)",
+    "`touch${IFS}x`",
+    'a"b',
+    "a'b",
+    "'",
+    "-x",
+    "--resume",
+    "!!",
+    "a\\",
+    "#",
+    ";x",
+    ">x",
+    "%s",
+    "{}",
+    "熊",
+]
+
+
+@pytest.mark.parametrize("folder", ["my words", "-$(touch x)", "a'b\"c\n"])
+@pytest.mark.parametrize("out_is_given", [True, False])
+def test_a_shell_runs_what_is_printed_as_it_was_meant(shell_words, folder, out_is_given):
+    """Whatever the token and the paths, a dash at their front included."""
+    runs, commands = [], []
+    for token in NASTY:
+        typed = [f"--images={folder}", f"--token={token}", f"--weights={folder}/sd", f"--vae={folder}/vae", "--steps=4"]
+        typed += [f"--out={folder}"] * out_is_given
+        runs.append(new_run(*typed))
+        for runs[-1].done in (3, 4):
+            commands.append(runs[-1].what_next(typed).split("\n", 1)[1])
+    found = iter(shell_words(commands))
+    for token, run in zip(NASTY, runs, strict=True):
+        script, *words = next(found)
+        options = train.parse_options(words)
+        train.fill_in_defaults(options, Defaults(size=16, preview_every=2))
+        assert script == "train.py" and vars(options) == vars(run.options) | {"resume": True}
+        script, *words = next(found)
+        options = sample.parse_options(words)
+        assert script == "sample.py" and options.prompt == [f"a photo of {token} on a green background"]
+        assert options.embedding == [str(run.folder / "embedding.safetensors")]
+        assert (options.weights, options.vae) == (Path(folder) / "sd", Path(folder) / "vae")
+
+
+def test_the_usual_command_reads_well():
+    expected = (
+        'python sample.py --prompt "a photo of S* on a green background" --embedding outputs/S/embedding.safetensors'
+    )
+    assert new_run().sample_command() == expected
 
 
 def test_a_finished_run_samples_with_the_model_that_it_learned_with():

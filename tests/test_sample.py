@@ -274,6 +274,51 @@ def test_a_folder_with_earlier_pictures_is_refused_before_any_weight_is_read(ref
     assert "mine already holds 0000.png, expected a new or empty folder" in refused("--prompt", PROMPT, "--out", "mine")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--height", 10**9, "at most 65536"),
+        ("--width", 10**9, "at most 65536"),
+        ("--num", 10**12, "at most 10000"),
+        ("--steps", 10**12, "at most 1000"),
+        ("--seed", 2**64, f"at most {2**64 - 10_000}"),
+        ("--guidance", 1e38, "at most 1e37"),
+        ("--out", "", "expected a path"),
+    ],
+)
+def test_a_value_that_is_too_large_is_refused_before_any_weight_is_read(refused, monkeypatch, option, value, expected):
+    monkeypatch.setattr(sample, "open_checkpoint", None)
+    error = refused("--prompt", PROMPT, option, value)
+    assert option in error and expected in error
+
+
+def test_more_pictures_than_names_have_digits_for(refused, tmp_path):
+    assert "20000 pictures, expected at most 10000" in refused("--prompt", PROMPT, "--prompt", PROMPT, "--num", 10_000)
+
+
+def test_pictures_that_cannot_fit_into_memory(refused):
+    assert "GiB of memory, this computer has" in refused("--prompt", PROMPT, "--height", 65536, "--width", 65536)
+
+
+def test_the_largest_seed_is_that_of_a_picture(run, tmp_path):
+    assert run("sample.py", "--prompt", PROMPT, "--num", 2, *FEW, "--seed", 2**64 - 10_000).status == 0
+    assert f"Seed: {2**64 - 9_999}" in Image.open(tmp_path / "outputs" / "samples" / "0001.png").text["parameters"]
+
+
+def test_control_characters_of_a_prompt_reach_neither_the_png_nor_its_readers(run, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(PROMPT.replace(" ", "\0 \x1b[2J ", 1).encode())
+    outcome = run("sample.py", "--prompts", "prompts.txt", *FEW, "--negative", "green\nblue\x9b")
+    assert outcome.status == 0
+    text = Image.open(tmp_path / "outputs" / "samples" / "0000.png").text["parameters"]
+    assert text.startswith(f"a   [2J {PROMPT[2:]}\nNegative prompt: green\nblue \nSteps: 3")
+
+
+@pytest.mark.parametrize("option", ["--prompts", "--weights", "--vae", "--embedding"])
+def test_a_pipe_nobody_writes_to_is_refused(run, tmp_path, no_hang, option):
+    os.mkfifo(tmp_path / "fifo")
+    assert "fifo is a pipe or a device, expected a file" in run("sample.py", "--prompt", PROMPT, option, "fifo").error
+
+
 def test_no_prompt(refused):
     assert "--prompt" in refused()
 

@@ -255,6 +255,10 @@ def test_a_placeholder_is_never_found_inside_a_longer_word(tokenizer, token, pro
         (" cat", "no white space but single spaces"),
         ("S*\n", "no white space but single spaces"),
         ("\x07", "visible characters"),
+        ("a\x1b[2J", "visible characters"),
+        ("\udcff", "visible characters"),
+        ("S*\u200f", "visible characters"),  # which would have to be typed, and nobody sees it
+        ("x" * 256, "256 characters, expected at most 255"),  # as a file's name, which it may come from
         ("&nbsp;", "visible characters"),
         ("cat", "already a word of the vocabulary"),
         ("Cat", "already a word of the vocabulary"),  # the vocabulary has no capitals

@@ -22,7 +22,7 @@ import train
 from tinyldm import run as running
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
-from tinyldm.inversion import captions_of
+from tinyldm.inversion import add_words, captions_of, templates_for
 
 HEART = EXAMPLES / "checkered-heart"
 SHORT = ("--token", "S*", "--steps", 4, "--preview-every", 2, "--batch", 2)
@@ -332,6 +332,25 @@ def test_a_token_that_is_a_word_already(refused):
     assert 'the token "heart" is already a word' in refused("--images", HEART, "--token", "heart")
 
 
+def test_a_token_that_starts_with_a_dash_is_learned(run, tmp_path):
+    assert run("train.py", "--images", HEART, "--token=-x", *SHORT[2:], "--steps", 1, "--out", "o").status == 0
+    assert list(load_embeddings("o/embedding.safetensors")) == ["-x"]
+
+
+def test_odd_tokens_reach_the_captions_and_the_file(tiny, tmp_path):
+    tokens = ["-x", "$(touch${IFS}x)", "e\u0301", "\U0001f600", "{}", "%s", "x" * 255]
+    vectors = torch.ones(1, 128)
+    for token in tokens:
+        add_words(tiny, {token: vectors})
+        captions_of(tiny, templates_for(tiny, "object"), token)
+    save_embeddings(tmp_path / "a.safetensors", dict.fromkeys(tokens, vectors))
+    assert set(load_embeddings(tmp_path / "a.safetensors")) == set(tokens)
+
+
+def test_a_token_too_long_for_a_files_name_gets_a_folder_all_the_same():
+    assert train.folder_for("字" * 200).name == "字" * 60  # three bytes each, and a name has 255
+
+
 @pytest.mark.parametrize("init", ["xylophone", "", " "])
 def test_an_init_of_unknown_kind(refused, init):
     assert "init" in refused("--images", HEART, "--token", "S*", "--init", init)
@@ -352,6 +371,14 @@ def test_an_init_file_that_does_not_fit(refused, tmp_path):
     assert '--init "two-words.safetensors:x*"' in refused(*arguments, "two-words.safetensors")
     assert "has width 768" in refused(*arguments, "wide.safetensors")
     assert "already a word" in refused(*arguments[:3], "heart", "--init", "three.safetensors")
+
+
+def test_the_init_to_try_can_be_pasted_into_a_shell(refused, shell_words, tmp_path):
+    file, words = "my $(touch x).safetensors", ["$(touch${IFS}x)", "`touch${IFS}x`"]
+    save_embeddings(tmp_path / file, dict.fromkeys(words, torch.ones(1, 128)))
+    error = refused("--images", HEART, "--token", "S*", "--init", file)
+    ((option, value),) = shell_words([f"python {error.partition('try ')[2]}"])
+    assert option == "--init" and value in [f"{file}:{word}" for word in words]
 
 
 def test_an_init_longer_than_its_vectors(refused):
@@ -375,10 +402,48 @@ def test_a_template_so_long_that_the_word_is_cut_off(refused, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--steps", "0"), ("--steps", "many"), ("--lr", "-1"), ("--lr", "nan"), ("--vectors", "0"), ("--device", "tpu")],
+    [
+        ("--steps", "0"),
+        ("--steps", "many"),
+        ("--steps", 10**12),
+        ("--lr", "-1"),
+        ("--lr", "nan"),
+        ("--lr", "1e38"),
+        ("--vectors", "0"),
+        ("--vectors", 10**12),
+        ("--vectors", 1000),
+        ("--batch", 10**12),
+        ("--size", 2**40),
+        ("--seed", 2**64),
+        ("--device", "tpu"),
+        ("--images", ""),
+        ("--out", ""),
+    ],
 )
 def test_impossible_option_values(refused, option, value):
     assert option in refused("--images", HEART, "--token", "S*", option, value)
+
+
+def test_the_largest_rate_and_seed_are_taken(run):
+    outcome = run("train.py", "--images", HEART, *SHORT, "--lr", "1e37", "--seed", 2**64 - 10_000)
+    assert "the loss became" in outcome.error and "try a smaller --lr" in outcome.error
+
+
+def test_a_batch_that_cannot_fit_into_memory(refused):
+    arguments = ("--images", HEART, "--token", "S*", "--size", 1024, "--batch", 10_000)
+    assert "GiB of memory, this computer has" in refused(*arguments)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--templates", "fifo"), ("--init", "fifo.pt"), ("--init", "fifo.pt:x")])
+def test_a_pipe_nobody_writes_to_is_refused(run, tmp_path, no_hang, option, value):
+    os.mkfifo(tmp_path / value.partition(":")[0])
+    assert "fifo" in run("train.py", "--images", HEART, "--token", "S*", option, value).error
+
+
+def test_a_word_that_the_previews_prompt_cuts_off(refused, tmp_path):
+    (tmp_path / "mine.txt").write_text("{}\n")
+    arguments = ("--images", HEART, "--token", "S*", "--templates", "mine.txt")
+    assert 'the prompt "a photo of S*"' in refused(*arguments, "--vectors", 30)
 
 
 def test_a_missing_checkpoint(refused, tmp_path):

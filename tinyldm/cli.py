@@ -1,6 +1,9 @@
 """What all commands share: their options, one-line errors, and which device and dtype to compute with."""
 
 import argparse
+import os
+import re
+import shlex
 import signal
 import sys
 import warnings
@@ -15,10 +18,13 @@ from tinyldm import InputError
 from tinyldm.schedule import PREDICTIONS
 
 TINY = Path("weights/tiny")
+MOST_PICTURES = 10_000  # of one command: their names have four digits
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]  # Ctrl-C; what a cluster sends before it kills
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
     STOP_SIGNALS.append(signal.SIGHUP)  # the terminal was closed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What PyTorch says, on each device, when there is not enough memory or a size is beyond counting.
+NO_MEMORY = "out of memory|allocate memory|ALLOC_FAILED|bad_alloc|calculation overflowed"
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,14 +58,33 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     warnings.showwarning = lambda message, *_, **__: print(f"{name}: warning: {printable(message)}", file=sys.stderr)
     for number in STOP_SIGNALS:
         signal.signal(number, interrupt)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may not know a word's letters
     try:
-        sys.exit(main(sys.argv[1:]))
+        for argument in sys.argv[1:]:
+            if re.search("[\ud800-\udfff]", argument):  # how Python keeps bytes that are no text
+                raise InputError(f"{argument} is not UTF-8; type it as UTF-8, or rename the file")
+            if argument.endswith("=--"):  # argparse would make an empty list of it
+                raise InputError(f"{argument} gives no value, expected one; see python {name} --help")
+        try:
+            status = main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()  # now, since Python itself complains aloud of a reader that is gone
+        sys.exit(status)
     except KeyboardInterrupt as stop:
         (number,) = stop.args or (signal.SIGINT,)
         print(f"{name}: stopped by {signal.Signals(number).name}; what was saved before is kept", file=sys.stderr)
         sys.exit(128 + number)
     except InputError as error:
         print(f"{name}: error: {printable(error)}", file=sys.stderr)
+    except BrokenPipeError:  # `… | head -1` has read what it wants
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + 13)  # as a shell says of who was ended by SIGPIPE
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+            raise
+        advice = "ask for smaller pictures (--size, --height, --width) or fewer at once (--batch, --num)"
+        print(f"{name}: error: not enough memory; {advice}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, …
         where = f": {error.filename}" if error.filename else ""
         print(f"{name}: error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)
@@ -74,6 +99,15 @@ def printable(text: object, most: int = 1000) -> str:
     text = str(text)
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def command(*words: object) -> str:
+    """A command to paste into a shell, which passes on exactly these words, whatever is in them.
+
+    In double quotes where nothing inside means anything to a shell: they read best, and Windows knows no others.
+    """
+    quoted = [(word, shlex.quote(word)) for word in map(str, words)]
+    return " ".join(safe if safe == word or re.search(r'["$`\\!]', word) else f'"{word}"' for word, safe in quoted)
 
 
 def interrupt(number: int, _: object) -> NoReturn:
@@ -102,37 +136,48 @@ def stop_on_signal() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def whole_number(least: int, most: float = float("inf")) -> Callable[[str], int]:
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
     """An argparse type: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            limit = f" and at most {most}" if most < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least {least}{limit}")
+        if not text.isdecimal() or len(text) > 100 or not least <= int(text) <= most:
+            expected = f"expected a whole number of at least {least} and at most {most}"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}, {expected}")
         return int(text)
 
     return parse
 
 
 def positive(text: str) -> float:
-    """An argparse type: a finite number above 0."""
+    """An argparse type: a number above 0. What AdamW computes with it must stay in float32, which ends at 3.4e38."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
+    if not 0 < value <= 1e37:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}, expected a number above 0 and at most 1e37")
     return value
 
 
+def path(text: str) -> Path:
+    """An argparse type: a path. An empty one, of a shell's variable that is not set, would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("'', expected a path")
+    return Path(text)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", type=Path, default=TINY, metavar="PATH", help="checkpoint (%(default)s)")
-    parser.add_argument("--vae", type=Path, metavar="PATH", help="an autoencoder in place of the checkpoint's")
+    parser.add_argument("--weights", type=path, default=TINY, metavar="PATH", help="checkpoint (%(default)s)")
+    parser.add_argument("--vae", type=path, metavar="PATH", help="an autoencoder in place of the checkpoint's")
     parser.add_argument(
         "--prediction", choices=PREDICTIONS, help="what the UNet was trained to say, if the checkpoint does not tell"
     )
     parser.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="N", help="same seed, same result (%(default)s)"
+        "--seed",
+        type=whole_number(0, 2**64 - MOST_PICTURES),  # 64 bits hold the last picture's seed too
+        default=0,
+        metavar="N",
+        help="same seed, same result (%(default)s)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one, a folder that nobody else writes into, and lists of lines."""
+"""Writing files so that nobody ever finds half of one, into folders of one's own, and reading what others wrote."""
 
 import itertools
 import os
@@ -17,6 +17,7 @@ except ImportError:  # on Windows, where folders are not locked
     fcntl = None
 
 LOCKS: dict[Path, int] = {}  # folders that this process has locked -> their descriptors, open until it ends
+MAX_TEXT_BYTES = 1_000_000  # of a file of prompts: ten thousand long ones
 
 
 @contextmanager
@@ -89,13 +90,27 @@ def lock_folder(folder: Path) -> None:
         LOCKS[folder.resolve()] = descriptor
 
 
+def check_is_file(path: str | Path) -> None:
+    """Raises InputError for a pipe, which can wait for ever, and a device, which may never end. A folder can't be
+    opened anyway."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path} is a pipe or a device, expected a file; save it as one first")
+
+
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a text file that are not empty, without white space around them.
 
-    what: what the lines are, for the message. Raises InputError if the file can't be read as UTF-8 text.
+    what: what the lines are, for the message. A pipe that the shell has opened will do too: /dev/stdin, <(…).
+    Raises InputError if the file can't be read as UTF-8 text, or is too large to be a list of them.
     """
+    if not str(path).startswith(("/dev/stdin", "/dev/fd/")):
+        check_is_file(path)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with open(path, "rb") as file:
+            text = file.read(MAX_TEXT_BYTES + 1)
+        if len(text) > MAX_TEXT_BYTES:
+            raise InputError(f"the {what} {path} take more than {MAX_TEXT_BYTES} bytes; give fewer at once")
+        lines = text.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the {what} {path} ({error}); expected a text file, one a line") from error
     return [line.strip() for line in lines if line.strip()]

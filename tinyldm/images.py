@@ -5,6 +5,7 @@ width) in [-1, 1]; and pixels are arrays of uint8, (n, height, width, 3).
 """
 
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL.Image import Transpose
 from torch import Tensor
 
 from tinyldm import InputError
-from tinyldm.files import write_atomically
+from tinyldm.files import check_is_file, write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
 SUFFIXES |= {".avif", ".heic", ".heif"}  # Pillow alone can't read .heic; read_image says what to do about it
@@ -55,6 +56,7 @@ def read_image(path: str | Path) -> Image.Image:
 
     Raises InputError if the file is missing, empty, cut off, not a picture, or so large that unpacking it is a risk.
     """
+    check_is_file(path)
     try:
         with Image.open(path, formats=RASTER_FORMATS) as image:
             image.load()
@@ -133,7 +135,10 @@ def to_images(pictures: Tensor) -> list[Image.Image]:
     """
     pictures = pictures.detach().float().cpu()
     if pictures.isnan().any():
-        raise InputError("the model made NaN, not a picture: expected finite numbers; try --dtype float32")
+        raise InputError(
+            "the model made NaN, not a picture: expected finite numbers; try --dtype float32, or a "
+            "smaller --guidance or --lr"
+        )
     pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(one) for one in rearrange(pixels, "n c h w -> n h w c").contiguous().numpy()]
 
@@ -172,7 +177,7 @@ def enlarged(image: Image.Image, least: int) -> Image.Image:
 
 def shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The text on one line of at most this many pixels."""
-    text = " ".join(text.split())
+    text = " ".join(text[: 10 * width].split())
     if font.getlength(text) <= width:
         return text
     text = text[:width]  # no letter is narrower than a pixel
@@ -185,6 +190,7 @@ def save_image(image: Image.Image, path: str | Path, text: dict[str, str] | None
     """Write a PNG that carries the text (any Unicode) in its text chunks: Image.open(path).text gives it back."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
+        value = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", value)  # a PNG's text has line ends, else no controls
         chunks.add_text(key, value)  # Latin-1 as tEXt, anything else as iTXt
     with write_atomically(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)

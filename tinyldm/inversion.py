@@ -46,6 +46,8 @@ def vectors_of(model: LatentDiffusion, phrase: str, count: int | None = None) ->
             f'the init "{phrase}" is {len(ids)} tokens, which does not fit {count} vectors: '
             f"expected at most {count}; try --vectors {len(ids)}"
         )
+    if count > (room := model.tokenizer.length - 2):
+        raise InputError(f"{count} vectors do not fit into a prompt, which has room for {room}; try fewer --vectors")
     rows = torch.tensor([ids[i % len(ids)] for i in range(count)], device=model.device)
     return model.text_encoder.table[rows].detach().float().clone()
 

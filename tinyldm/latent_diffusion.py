@@ -4,6 +4,7 @@ A learned word is one entry of a dictionary `words` on its whole way: the word -
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -131,14 +132,26 @@ class LatentDiffusion:
         """
         return self.unet(z_t.to(self.dtype), t, context).float()
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raises InputError if the UNet cannot halve and double pictures of this size."""
+    def check_size(self, height: int, width: int, batch: int = 1) -> None:
+        """Raises InputError if the UNet cannot halve and double pictures of this size, or if so many can't fit.
+
+        On a GPU its own allocator says so. A computer without one grants more than it has, and then ends programs.
+        """
         if height % self.multiple or width % self.multiple:
             near = [max(round(side / self.multiple), 1) * self.multiple for side in (height, width)]
             raise InputError(
                 f"a picture of {height}x{width} pixels does not fit this checkpoint: expected multiples of "
                 f"{self.multiple}; try {near[0]}x{near[1]}"
             )
+        # The least there can be at a time: what goes into a normalisation, into a convolution, and comes out.
+        least = 3 * batch * height * width * self.autoencoder.config.channels[0] * self.dtype.itemsize
+        if self.device.type != "cuda" and hasattr(os, "sysconf"):
+            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            if least > there:
+                raise InputError(
+                    f"{batch} pictures of {height}x{width} pixels take more than {least / 2**30:.0f} GiB of memory, "
+                    f"this computer has {there / 2**30:.0f}; make them smaller, or a batch of fewer"
+                )
 
     @torch.no_grad()
     def generate(

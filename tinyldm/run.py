@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import re
-import shlex
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -230,24 +229,23 @@ class Run:
         """What to type now, in two lines. arguments: what was typed after train.py."""
         if self.done < self.options.steps:
             given = [word for word in arguments if word != "--resume"]
-            out = [] if "--out" in given else ["--out", str(self.folder)]
-            command = shlex.join(["python", "train.py", *given, *out, "--resume"])
+            out = [] if any(word.startswith("--out") for word in given) else ["--out", self.folder]
+            command = cli.command("python", "train.py", *given, *out, "--resume")
             done = f"stopped after {self.done} of {self.options.steps} steps"
-            return f"{done}, saved in {self.folder}; to go on:\n  {command}"
-        return (
-            f"learned {self.options.token}: look at {self.folder / 'preview.png'}, then try\n  {self.sample_command()}"
-        )
+            return f"{done}, saved in {cli.printable(self.folder)}; to go on:\n  {command}"
+        preview = cli.printable(self.folder / "preview.png")
+        return f"learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
 
     def sample_command(self) -> str:
         options = self.options
         prompt = self.prompt if options.property == "style" else f"{self.prompt} on a green background"
-        file = shlex.quote(str(self.folder / "embedding.safetensors"))
-        command = f'python sample.py --prompt "{prompt}" --embedding {file}'
-        if options.weights != cli.TINY:
-            command += f" --weights {shlex.quote(str(options.weights))}"
-        if options.vae:
-            command += f" --vae {shlex.quote(str(options.vae))}"
-        return f"{command} --prediction {options.prediction}" if options.prediction else command
+        words = ["python", "sample.py", "--prompt", prompt]
+        weights = options.weights if options.weights != cli.TINY else None
+        model = {"--weights": weights, "--vae": options.vae, "--prediction": options.prediction}
+        for option, value in {"--embedding": self.folder / "embedding.safetensors", **model}.items():
+            # A path that begins with a dash would be an option, if it stood alone.
+            words += [f"{option}={value}"] if str(value).startswith("-") else [option, value] if value else []
+        return cli.command(*words)
 
 
 def strip(pictures: Tensor) -> Image.Image:

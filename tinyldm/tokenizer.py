@@ -15,6 +15,7 @@ vocabulary's end.
 """
 
 import html
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -121,14 +122,17 @@ class Tokenizer:
 
     def add_placeholder(self, token: str, vectors: int = 1) -> list[int]:
         """Let `token` stand for `vectors` new ids, counted on from the end of the vocabulary; returns them."""
-        if not clean(token) or token != " ".join(token.split()):
+        if not clean(token) or not token.isprintable() or token != " ".join(token.split()):
             expected = "expected visible characters with no white space but single spaces between them"
             raise InputError(f'the token is {token!r}, {expected}; try "S*"')
+        if len(token) > 255:
+            raise InputError(f"the token has {len(token)} characters, expected at most 255; give it a shorter name")
         if token in self.placeholders:
             raise InputError(f'the token "{token}" is already a placeholder; give each word a token of its own')
         if len(self.encode_plain(token)) == 1:
             raise InputError(
-                f'the token "{token}" is already a word of the vocabulary, expected a new one; try "<{token}>" or "S*"'
+                f'the token "{token}" is already a word of the vocabulary, expected a new one; try '
+                f'{shlex.quote(f"<{token}>")} or "S*"'
             )
         if vectors < 1:
             raise InputError(f'the token "{token}" has {vectors} vectors, expected 1 or more')

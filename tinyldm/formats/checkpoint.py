@@ -189,7 +189,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="a checkpoint: file or folder")
+    parser.add_argument("file", type=cli.path, metavar="FILE", help="a checkpoint: file or folder")
     print("\n".join(map(cli.printable, describe(open_checkpoint(parser.parse_args(arguments).file)))))
 
 

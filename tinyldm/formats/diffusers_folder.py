@@ -11,6 +11,7 @@ from pathlib import Path
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
+from tinyldm.files import check_is_file
 from tinyldm.formats.configuration import checked
 from tinyldm.formats.names import diffusers_autoencoder, diffusers_unet, hugging_face_text
 from tinyldm.formats.parts import SCALE, Checkpoint, Part
@@ -198,6 +199,7 @@ def weights_in(path: Path) -> Path:
 
 def read_json(path: Path, expected: dict | None = None) -> dict:
     """A configuration; raises InputError if a setting in it is not what we compute."""
+    check_is_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

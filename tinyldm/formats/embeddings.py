@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyldm import InputError, cli
-from tinyldm.files import write_atomically
+from tinyldm.files import check_is_file, write_atomically
 from tinyldm.formats.embedding_layouts import FORMATS, NO_WORDS, read_content, words_of
 from tinyldm.formats.recognise import MAX_VECTORS
 
@@ -65,7 +65,8 @@ def load_embeddings(
     path, word = split_word(file)
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an embedding file: try {path / 'embedding.safetensors'}")
-    if not path.is_file():
+    check_is_file(path)
+    if not path.exists():
         raise InputError(f"no such file: {path}; give an embedding file, as train.py writes it")
     if (size := path.stat().st_size) > MAX_FILE_BYTES:
         found = f"has {size / 1e6:.0f} MB, an embedding only kilobytes"
@@ -134,7 +135,7 @@ def check_names(path: Path, words: dict[str, Tensor]) -> dict[str, Tensor]:
         if not word or word != " ".join(word.split()) or not word.isprintable():
             found = f"{path}: the word {reprlib.repr(word)} can't stand in a prompt"
             expected = "expected visible characters and at most single spaces between them"
-            raise InputError(f'{found}, {expected}; call it something else, as in "{path}:my-word"')
+            raise InputError(f"{found}, {expected}; call it something else, as in {cli.command(f'{path}:my-word')}")
     return words
 
 
@@ -219,9 +220,9 @@ def parse_options(arguments: list[str]) -> Namespace:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE[:WORD]", help="embedding files")
     add("--to", choices=list(FORMATS), help="convert the files into one of this format")
-    add("--out", type=Path, metavar="FILE", help="where to; it must not exist yet")
+    add("--out", type=cli.path, metavar="FILE", help="where to; it must not exist yet")
     weights_help = f"whose words to compare with (default: {cli.TINY}, if the width fits)"
-    add("--weights", type=Path, metavar="DIR", help=weights_help)
+    add("--weights", type=cli.path, metavar="DIR", help=weights_help)
     options = parser.parse_args(arguments)
     if bool(options.to) != bool(options.out):
         parser.error("--to and --out go together")
@@ -231,7 +232,9 @@ def parse_options(arguments: list[str]) -> Namespace:
         raise InputError(f"{options.out} exists, and nothing is overwritten; choose another --out")
     if options.to and options.out.suffix != FORMATS[options.to].suffix:
         expected = options.out.with_suffix(FORMATS[options.to].suffix)
-        raise InputError(f"--out is {options.out}, but {options.to} goes by the suffix; try --out {expected}")
+        raise InputError(
+            f"--out is {options.out}, but {options.to} goes by the suffix; try {cli.command('--out', expected)}"
+        )
     return options
 
 

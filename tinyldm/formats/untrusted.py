@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyldm import InputError
+from tinyldm.files import check_is_file
 from tinyldm.formats import pickles
 from tinyldm.formats.recognise import what_else
 
@@ -73,6 +74,7 @@ class WeightsFile:
 
 def open_weights(path: Path) -> WeightsFile:
     """Raises InputError if the file is missing, broken, or names anything but tensors and plain containers."""
+    check_is_file(path)
     if path.suffix == ".json":
         return open_shards(path)
     found = container(path)
