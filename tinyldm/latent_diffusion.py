@@ -149,8 +149,8 @@ class LatentDiffusion:
             there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             if least > there:
                 raise InputError(
-                    f"{batch} pictures of {height}x{width} pixels take more than {least / 2**30:.0f} GiB of memory, "
-                    f"this computer has {there / 2**30:.0f}; make them smaller, or a batch of fewer"
+                    f"{height}x{width} pixels in a batch of {batch} take more than {least / 2**30:.0f} GiB of memory, "
+                    f"this computer has {there / 2**30:.0f}; make the pictures smaller, or the batch"
                 )
 
     @torch.no_grad()
