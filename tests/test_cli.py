@@ -125,10 +125,10 @@ def test_an_option_without_its_value_is_refused(monkeypatch, capsys):
 
 def test_a_reader_that_is_gone_is_left_in_peace(tmp_path):
     """As `… | head -1` is once it has read its line."""
-    save_embeddings(tmp_path / "a.pt", {"S*": torch.ones(1, 8)}, "a1111")
+    save_embeddings(tmp_path / "a.safetensors", {"S*": torch.ones(1, 8)})
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "tinyldm.formats.embeddings", tmp_path / "a.pt"]
+    command = [sys.executable, "-m", "tinyldm.formats.embeddings", tmp_path / "a.safetensors"]
     outcome = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
     assert (outcome.returncode, outcome.stderr) == (128 + 13, "")

@@ -94,7 +94,7 @@ def test_a_word_that_no_prompt_can_hold_asks_for_another(tmp_path):
 
 
 def test_names_to_try_can_be_pasted_into_a_shell(run, shell_words, tmp_path):
-    torch.save(a1111(rows(1), "my cat"), tmp_path / "a $(touch x).pt")
+    torch.save({"two  spaces": rows(1)}, tmp_path / "a $(touch x).pt")
     error = run("tinyldm.formats.embeddings", "a $(touch x).pt").error
     assert shell_words([f"python {error.partition('as in ')[2]}"]) == [["a $(touch x).pt:my-word"]]
     error = run("tinyldm.formats.embeddings", "b.pt", "--to", "a1111", "--out", "`touch x`.bin").error
