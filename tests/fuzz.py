@@ -521,9 +521,9 @@ def faults(outcome: Outcome, before: dict[str, str], folder: Path) -> Iterator[s
         yield f"{len(rest)} lines for one error: {rest[:3]}"
     elif outcome.status == 0 and rest:
         yield f"an error and status 0: {rest[:3]}"
-    for line in [*said, *outcome.out.split("\n")]:
-        if not line.isprintable():
-            yield f"not printable: {line!r:.200}"
+    obeyed = [line for line in outcome.out.split("\n") if re.search(r"[\x00-\x1f\x7f-\x9f]", line)]
+    for line in [line for line in said if not line.isprintable()] + obeyed:
+        yield f"not printable: {line!r:.200}"
     after = hashes(folder)
     if any(re.search(r"(^|/)\.[0-9a-f]{16}", name) for name in after):
         yield f"a temporary file is left: {sorted(set(after) - set(before))}"

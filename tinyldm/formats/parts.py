@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderConfig
@@ -40,6 +41,16 @@ DROPPED = {
 }
 
 
+class Uninitialised(TorchFunctionMode):
+    """Modules that are made in it get no first values. On the meta device there are none to get, but PyTorch would load
+    its compiler for them: a second of every start."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return arguments[0] if arguments else keywords["tensor"]
+        return function(*arguments, **(keywords or {}))
+
+
 @dataclass(frozen=True)
 class Part:
     """One network: its sizes, and where in a file its weights lie."""
@@ -53,7 +64,7 @@ class Part:
     def build(self) -> nn.Module:
         """The network on the meta device, names and shapes without memory. InputError unless it fits the file."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), Uninitialised():
                 network = self.network(self.config)
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             found = f"{self.where()}: its configuration is not one of ours ({error})"

@@ -12,7 +12,6 @@ with its defaults.
 """
 
 import argparse
-from pathlib import Path
 
 from tinyldm import InputError, cli
 from tinyldm.formats.checkpoint import load_checkpoint
@@ -36,13 +35,13 @@ PARTS = ("autoencoder", "prompts", "variety", "words", "examples")
 
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--weights", type=Path, default=TINY, metavar="PATH", help="checkpoint (%(default)s)")
+    parser.add_argument("--weights", type=cli.path, default=TINY, metavar="PATH", help="checkpoint (%(default)s)")
     parser.add_argument("--only", choices=PARTS, help="one part (default: all)")
     parser.add_argument(
         "--share", type=share, default=1.0, help="of the pictures of autoencoder and prompts (%(default)s)"
     )
     parser.add_argument("--guidance", type=cli.positive, metavar="SCALE", help="of prompts (default: the checkpoint's)")
-    parser.add_argument("--sheets", type=Path, metavar="DIR", help="write what was judged here")
+    parser.add_argument("--sheets", type=cli.path, metavar="DIR", help="write what was judged here")
     parser.add_argument("--samples", type=file_to_write, metavar="FILE", help="only draw samples")
     options = parser.parse_args(arguments)
 

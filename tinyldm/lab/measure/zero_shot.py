@@ -8,7 +8,6 @@ found by prompts alone.
 
 import math
 from itertools import permutations, product
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -132,7 +131,13 @@ def class_of(picture: Picture, what: str) -> str | None:
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--weights", type=Path, default=TINY, metavar="DIR", help="with clip.safetensors and merges.txt (%(default)s)")
+    add(
+        "--weights",
+        type=cli.path,
+        default=TINY,
+        metavar="DIR",
+        help="with clip.safetensors and merges.txt (%(default)s)",
+    )
     add("--pictures", type=cli.whole_number(500, 1_000_000), default=2000, metavar="N", help="to draw (%(default)s)")
     options = parser.parse_args(arguments)
 

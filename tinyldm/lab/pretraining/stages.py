@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderKL
 from tinyldm.clip import CLIPTextEncoder
+from tinyldm.files import write_atomically
 from tinyldm.formats.merges import read_merges, write_merges
 from tinyldm.formats.native import save_checkpoint
 from tinyldm.formats.untrusted import first_sentence
@@ -129,7 +130,8 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
     if not (folder / "merges.txt").exists():  # both are needed again: to go on, and for the checkpoint
         folder.mkdir(parents=True, exist_ok=True)
         weights = standardized_autoencoder(job.out, job.pixels, device).state_dict()
-        save_file({k: v.cpu().contiguous() for k, v in weights.items()}, folder / "autoencoder.safetensors")
+        with write_atomically(folder / "autoencoder.safetensors") as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in weights.items()}, temporary)
         write_merges(folder / "merges.txt", make_tokenizer(job.pictures, job.seed).merges)
     autoencoder, tokenizer = load_first_stage(folder)
     autoencoder.to(device, memory_format=torch.channels_last)

@@ -97,11 +97,11 @@ def write_pictures(folder: Path, count: int, seed: int, size: int) -> None:
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", help="write training pictures and captions.jsonl here")
+    add("--out", type=cli.path, metavar="DIR", help="write training pictures and captions.jsonl here")
     add("--count", type=cli.whole_number(1, 1_000_000), default=100, metavar="N", help="how many (%(default)s)")
     add("--seed", type=cli.whole_number(0), default=0, metavar="N", help="same seed, same pictures (%(default)s)")
     add("--size", type=cli.whole_number(1, 4096), default=SIZE, metavar="PIXELS", help="their side (%(default)s)")
-    add("--examples", type=Path, metavar="DIR", help="write the example folders here")
+    add("--examples", type=cli.path, metavar="DIR", help="write the example folders here")
     add("--sheet", type=file_to_write, metavar="FILE", help="draw everything there is on one sheet, a PNG")
     options = parser.parse_args(arguments)
     if not (options.out or options.examples or options.sheet):
