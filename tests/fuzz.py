@@ -254,8 +254,10 @@ def damaged_header(chance: random.Random, file: Path) -> bytes:
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     if "tinyldm" in header.get("__metadata__", {}) and chance.random() < 0.8:
-        config = damaged_json(chance, json.loads(header["__metadata__"]["tinyldm"]))
-        header["__metadata__"]["tinyldm"] = json.dumps(config)
+        config = json.loads(header["__metadata__"]["tinyldm"])
+        if chance.random() < 0.9:
+            del config["sha256"]  # it would give most of the damage away
+        header["__metadata__"]["tinyldm"] = json.dumps(damaged_json(chance, config))
     else:
         header = damaged_json(chance, header)
     new = json.dumps(header).encode("utf-8", "backslashreplace")

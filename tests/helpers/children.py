@@ -5,8 +5,8 @@
 
 A fault can be made in one: {"kill": 3} is SIGKILL before its third change of a file, {"signal_at": [3, "SIGTERM"]}
 another signal there, {"full": 3} a disk that is full from there on, {"remove": [3, "out"]} a folder that somebody
-deletes then, {"file_size": 5000} a limit of the operating system. A change is what Python does to a file or folder below
-the folder: open it for writing, make or rename it. Linux only.
+deletes then, {"file_size": 5000} a limit of the operating system. A change is what Python does to a file or folder
+below the folder: open it for writing, make or rename it. Linux only.
 
 Run as a script, this file is the process that forks: a line of JSON in, a line of JSON out.
 """
