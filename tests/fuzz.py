@@ -508,8 +508,11 @@ def resume(chance: random.Random, folder: Path, seeds: Path) -> list[str]:
 # ---- What a command must do
 
 
-def faults(outcome: Outcome, before: dict[str, str], folder: Path) -> Iterator[str]:
-    """What is wrong with the way that a command ended. before: the folder's files when it started, and their hashes."""
+def faults(outcome: Outcome, before: dict[str, str], folder: Path, typed: str = "") -> Iterator[str]:
+    """What is wrong with the way that a command ended.
+
+    before: the folder's files when it started, and their hashes. typed: the command, which may be printed again as it is.
+    """
     said = [line for line in outcome.err.replace("\r", "\n").split("\n") if line.strip()]
     said = [line for line in said if not re.search(r"it/s\]|s/it\]|\?it|%\|", line)]
     rest = [line for line in said if ": warning: " not in line]
@@ -523,9 +526,11 @@ def faults(outcome: Outcome, before: dict[str, str], folder: Path) -> Iterator[s
         yield f"{len(rest)} lines for one error: {rest[:3]}"
     elif outcome.status == 0 and rest:
         yield f"an error and status 0: {rest[:3]}"
-    obeyed = [line for line in outcome.out.split("\n") if re.search(r"[\x00-\x1f\x7f-\x9f]", line)]
-    for line in [line for line in said if not line.isprintable()] + obeyed:
-        yield f"not printable: {line!r:.200}"
+    for line in said:
+        if not line.isprintable():
+            yield f"not printable: {line!r:.200}"
+    if obeyed := {letter for letter in outcome.out if not letter.isprintable()} - {"\n", *typed}:
+        yield f"on stdout a terminal would obey {obeyed}: {outcome.out!r:.200}"
     after = hashes(folder)
     if any(re.search(r"(^|/)\.[0-9a-f]{16}", name) for name in after):
         yield f"a temporary file is left: {sorted(set(after) - set(before))}"
@@ -600,7 +605,7 @@ def main(arguments: list[str]) -> int:
             before = hashes(folder)
             outcome = children.run(case.words, folder, seconds=SECONDS)
             ends[case.kind, outcome.status] += 1
-            for fault in faults(outcome, before, folder):
+            for fault in faults(outcome, before, folder, " ".join(case.words)):
                 signature = f"{case.kind}: {re.sub(r'[0-9]+', 'N', fault)[:120]}"
                 if signature not in found:
                     found[signature] = number

@@ -157,7 +157,7 @@ def test_a_terminal_that_lacks_a_letter_shows_its_number(monkeypatch):
             {"1": 1.0, "1e37": 1e37, "1e-320": 1e-320},
             ["", "0", "-1", "nan", "inf", "-inf", "1e38", "1e999", "one", "9" * 5000],
         ),
-        (cli.path, {"a b": cli.Path("a b"), ".": cli.Path(".")}, ["", "a\x07", "a\nb"]),
+        (cli.path, {"a b": cli.Path("a b"), ".": cli.Path(".")}, [""]),
     ],
     ids=["whole_number", "positive", "path"],
 )
