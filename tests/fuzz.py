@@ -511,7 +511,7 @@ def resume(chance: random.Random, folder: Path, seeds: Path) -> list[str]:
 def faults(outcome: Outcome, before: dict[str, str], folder: Path, typed: str = "") -> Iterator[str]:
     """What is wrong with the way that a command ended.
 
-    before: the folder's files when it started, and their hashes. typed: the command, which may be printed again as it is.
+    before: the folder's files when it started, and their hashes. typed: the command, which may be printed as it is.
     """
     said = [line for line in outcome.err.replace("\r", "\n").split("\n") if line.strip()]
     said = [line for line in said if not re.search(r"it/s\]|s/it\]|\?it|%\|", line)]
