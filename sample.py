@@ -4,15 +4,19 @@
     python sample.py --prompt "a photo of S* on a green background" --embedding outputs/S/embedding.safetensors --num 4
     python sample.py --prompt "two lemons" --prompt "a sketch of a heart" --sampler dpmpp_2m --steps 15
 
-Writes 0000.png, 0001.png, … and sheet.png into outputs/samples. Each picture carries its prompt and settings in a text
-chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the batch. In a batch of
-another size it stays within 1 of 255 (in float32).
+Writes 0000.png, 0001.png, … and sheet.png into outputs/samples, numbered if it exists. Each picture carries its prompt
+and settings in a text chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the
+batch. In a batch of another size it stays within 1 of 255 (in float32).
 """
 
+import signal
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 from PIL import Image
 from torch import Tensor

@@ -4,13 +4,17 @@
     python train.py --images examples/blueprint --token "B*" --property style --lr 0.01 --vectors 3
     python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle"
 
-Writes into outputs/<name>: embedding.safetensors (the word), preview.png (watch it being learned), loss.csv and
-settings.json. Ctrl-C keeps what was learned, and prints the command that goes on from there.
+Writes into outputs/<name>, numbered if it exists: embedding.safetensors (the word), preview.png (watch it being
+learned), loss.csv and settings.json. Ctrl-C keeps what was learned, and prints the command that goes on from there.
 """
 
 import re
+import signal
 from argparse import Namespace
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +61,7 @@ def main(arguments: list[str]) -> int:
     images = [image for _, image in read_images(options.images, options.size)]
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
     del checkpoint  # it would keep its file mapped into memory
-    model.check_size(options.size, options.size, options.batch)
+    model.check_size(options.size, options.size, options.batch, learning=True)
 
     # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
     vectors = first_vectors(model, options).requires_grad_()

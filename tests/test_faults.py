@@ -91,7 +91,7 @@ def check_whole(folder: Path) -> None:
 def check_goes_on(run, folder: Path, whole: dict[str, str]) -> None:
     """The run that stopped in the folder ends, taken up again, with the files of one that never stopped."""
     outcome, _ = run([*TRAIN, "--resume"], folder=folder)
-    if "nothing to resume" in outcome.err:  # it was stopped before its first save; what the line advises works
+    if "can't resume" in outcome.err:  # it was stopped before its first save; what the line advises works
         shutil.rmtree(folder / "out", ignore_errors=True)
         outcome, _ = run(TRAIN, folder=folder)
     assert outcome.status == 0, outcome

@@ -239,7 +239,7 @@ def test_of_a_damaged_folder_one_file_is_named_and_nothing_is_changed(name, cont
     run = killed_after_its_last_save()
     file = run.folder / name
     file.unlink() if content is None else file.write_bytes(content)
-    assert_refused(rf"nothing to resume in outputs/S/{name} \(.*; to start anew, leave out --resume and choose a new")
+    assert_refused(rf"can't resume from outputs/S/{name} \(.*; to start anew, leave out --resume and choose a new")
     new_run("--out", "new").start([plain("grey")])  # that advice
 
 
@@ -260,12 +260,12 @@ def change_state(run: Run, **changes: Tensor | None) -> None:
 @pytest.mark.parametrize("tensor", [None, torch.zeros(0), torch.zeros(2, 4).half(), torch.full((2, 4), math.nan)])
 def test_a_state_that_lacks_something_or_has_another_shape_is_refused(name, tensor):
     change_state(killed_after_its_last_save(), **{name: tensor})
-    assert_refused(rf"nothing to resume in .*resume.safetensors \({name} is missing or damaged")
+    assert_refused(rf"can't resume from .*resume.safetensors \({name} is missing or damaged")
 
 
 def test_a_state_with_impossible_numbers_is_refused():
     change_state(killed_after_its_last_save(), generator=torch.full((5056,), 255, dtype=torch.uint8))
-    assert_refused("nothing to resume in .*resume.safetensors")
+    assert_refused("can't resume from .*resume.safetensors")
     change_state(killed_after_its_last_save(), done=torch.tensor(-1))
     assert_refused("resume.safetensors .done is below 0")
 
@@ -278,7 +278,7 @@ def change_settings(run: Run, **changes: object) -> None:
 def test_settings_that_lack_something_or_are_others_are_refused():
     run = killed_after_its_last_save()
     change_settings(run, seed=...)
-    assert_refused(r"nothing to resume in outputs/S/settings.json \(seed is missing\)")
+    assert_refused(r"can't resume from outputs/S/settings.json \(seed is missing\)")
     change_settings(run, seed="x" * 5000)
     assert_refused("has seed x{100}, not 0; give the same options and files again")
 

@@ -162,7 +162,7 @@ def test_resume_can_lengthen_a_run(run, tmp_path):
 
 def test_resume_of_nothing_is_an_error(run, tmp_path):
     outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "nothing", "--resume")
-    assert "nothing to resume" in outcome.error
+    assert "can't resume" in outcome.error
 
 
 def test_a_style_learns_with_the_style_templates(run, tmp_path):

@@ -63,8 +63,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         for argument in sys.argv[1:]:
             if re.search("[\ud800-\udfff]", argument):  # how Python keeps bytes that are no text
                 raise InputError(f"{argument} is not UTF-8; type it as UTF-8, or rename the file")
-            if argument.endswith("=--"):  # argparse would make an empty list of it
-                raise InputError(f"{argument} gives no value, expected one; see python {name} --help")
+            if argument.endswith("=--"):  # of --out=-- argparse would make an empty list
+                raise InputError(f"{argument} gives no value, expected one; see python {program()} --help")
         try:
             status = main(sys.argv[1:])
         finally:
@@ -83,8 +83,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
             raise
-        advice = "ask for smaller pictures (--size, --height, --width) or fewer at once (--batch, --num)"
-        print(f"{name}: error: not enough memory; {advice}", file=sys.stderr)
+        print(f"{name}: error: not enough memory; make the pictures smaller, or fewer at once", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, …
         where = f": {error.filename}" if error.filename else ""
         print(f"{name}: error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)
@@ -111,6 +110,8 @@ def command(*words: object) -> str:
 
 
 def interrupt(number: int, _: object) -> NoReturn:
+    for each in STOP_SIGNALS:  # one more ends the program where it is
+        signal.signal(each, signal.SIG_DFL)
     raise KeyboardInterrupt(number)
 
 
@@ -118,7 +119,7 @@ def interrupt(number: int, _: object) -> NoReturn:
 def stop_on_signal() -> Iterator[Callable[[], int]]:
     """`with stop_on_signal() as stopping`: Ctrl-C only makes stopping() true, so that no step is cut in half.
 
-    stopping() is the status to exit with then, else 0. A second Ctrl-C interrupts at once. So do the other signals.
+    stopping() is the status to exit with then, else 0. The other STOP_SIGNALS are as Ctrl-C. A second one interrupts.
     """
     status = 0
 

@@ -97,6 +97,16 @@ def check_is_file(path: str | Path) -> None:
         raise InputError(f"{path} is a pipe or a device, expected a file; save it as one first")
 
 
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """A file's content. InputError if it has more than `most` bytes or is a pipe or device; OSError as open()."""
+    check_is_file(path)
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise InputError(f"{path} has more than {most} bytes; it is another kind of file, or broken")
+    return content
+
+
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a text file that are not empty, without white space around them.
 

@@ -132,10 +132,11 @@ class LatentDiffusion:
         """
         return self.unet(z_t.to(self.dtype), t, context).float()
 
-    def check_size(self, height: int, width: int, batch: int = 1) -> None:
-        """Raises InputError if the UNet cannot halve and double pictures of this size, or if so many can't fit.
+    def check_size(self, height: int, width: int, batch: int = 1, learning: bool = False) -> None:
+        """Raises InputError if the UNet cannot halve and double pictures of this size, or if a batch surely can't fit.
 
-        On a GPU its own allocator says so. A computer without one grants more than it has, and then ends programs.
+        learning: the batch is a training step's, not one of pictures to be decoded. On a GPU its own allocator says so;
+        a computer without one grants more than it has, and then ends programs.
         """
         if height % self.multiple or width % self.multiple:
             near = [max(round(side / self.multiple), 1) * self.multiple for side in (height, width)]
@@ -143,8 +144,15 @@ class LatentDiffusion:
                 f"a picture of {height}x{width} pixels does not fit this checkpoint: expected multiples of "
                 f"{self.multiple}; try {near[0]}x{near[1]}"
             )
-        # The least there can be at a time: what goes into a normalisation, into a convolution, and comes out.
-        least = 3 * batch * height * width * self.autoencoder.config.channels[0] * self.dtype.itemsize
+        # The least there can be at a time, in numbers. Decoding: what goes into a normalisation, into a convolution, and
+        # comes out. A step: what the way back needs, 40 maps a stage with attention, else 10; 53 were measured.
+        least = 3 * height * width * self.autoencoder.config.channels[0]
+        if learning:
+            config, (_, h, w) = self.unet.config, self.latent_shape(height, width)
+            maps = [40 if attends else 10 for attends in config.attention]
+            levels = enumerate(zip(config.channels, maps, strict=True))
+            least = (2 * config.blocks + 1) * sum(n * channels * h * w // 4**i for i, (channels, n) in levels)
+        least *= batch * self.dtype.itemsize
         if self.device.type != "cuda" and hasattr(os, "sysconf"):
             there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             if least > there:

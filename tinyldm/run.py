@@ -22,19 +22,20 @@ import torch
 from einops import rearrange
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.files import lock_folder, write_atomically
-from tinyldm.formats.embeddings import save_embeddings
+from tinyldm.files import lock_folder, read_bytes, write_atomically
+from tinyldm.formats.embeddings import advice_for_diffusers, save_embeddings
 from tinyldm.images import contact_sheet, read_image, save_image, to_images, to_tensor
 from tinyldm.latent_diffusion import LatentDiffusion
 
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
 FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out"}  # between a run and its --resume
+MAX_SETTINGS_BYTES, MAX_STATE_BYTES, MAX_LOG_BYTES = 10**5, 10**7, 10**8  # of the files that --resume reads
 START_ANEW = "to start anew, leave out --resume and choose a new --out"
 LOG_LINE = "{},{:.6f},{:.4f}\n"  # of loss.csv: step, loss and mean norm of the vectors
 NUMBER = r'"?(\d+(?:[.,]\d+)?(?:E[-+]\d+)?)"?'
@@ -102,25 +103,28 @@ class Run:
                 self.previews[self.label(name)] = read_image(self.folder / "previews" / f"{name}.png")
 
     def saved_state(self) -> dict[str, Tensor]:
-        """What save() left. Raises InputError if anything of it is missing or damaged, or if it is of another run."""
+        """What save() left, in a folder that is this process's from now on.
+
+        Raises InputError if anything of it is missing or damaged, if it is of another run, or if that still goes on.
+        """
         if self.folder.exists():
             lock_folder(self.folder)
         file = self.folder / "settings.json"
         try:
-            self.check_settings(dict(json.loads(file.read_text(encoding="utf-8"))))
+            self.check_settings(dict(json.loads(read_bytes(file, MAX_SETTINGS_BYTES).decode("utf-8-sig"))))
             file = self.folder / "resume.safetensors"
-            saved = load_file(file)
+            saved = load(read_bytes(file, MAX_STATE_BYTES))
             for name, here in self.state().items():
                 kind = (saved[name].dtype, saved[name].shape) if name in saved else None
                 if kind != (here.dtype, here.shape) or not saved[name].isfinite().all():
                     raise ValueError(f"{name} is missing or damaged")
-            if saved["done"] < 0:
-                raise ValueError("done is below 0")
+            if not 0 <= saved["done"] <= 10**9:
+                raise ValueError(f"done is {saved['done']}")
             torch.Generator().set_state(saved["generator"])  # raises RuntimeError if it is none
         except InputError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"nothing to resume in {file} ({error}); {START_ANEW}") from error
+            raise InputError(f"can't resume from {file} ({error}); {START_ANEW}") from error
         return saved
 
     def check_settings(self, saved: dict) -> None:
@@ -139,8 +143,8 @@ class Run:
     def logged(self) -> dict[int, tuple[float, float]]:
         """step -> loss and norm: all that can be read, even if the log was torn or a spreadsheet wrote it anew."""
         try:
-            text = (self.folder / "loss.csv").read_bytes().replace(b"\0", b"").decode("latin-1")
-        except OSError:
+            text = read_bytes(self.folder / "loss.csv", MAX_LOG_BYTES).replace(b"\0", b"").decode("latin-1")
+        except (OSError, InputError):
             return {}
         rows = filter(None, map(LOGGED.search, text.splitlines()))
         return {int(row[1]): tuple(float(row[i].replace(",", ".")) for i in (3, 4)) for row in rows}
@@ -175,14 +179,15 @@ class Run:
     def log(self, loss: Tensor) -> None:
         """One step is done. If its loss was not finite, keep the last vectors whose was, and raise InputError."""
         self.loss, norm = torch.stack([loss.detach(), self.vectors.detach().norm(dim=1).mean()]).tolist()
-        if not math.isfinite(self.loss):
+        if math.isfinite(self.loss):
+            self.good = self.before
+        if not math.isfinite(self.loss) or not math.isfinite(norm):
             file = self.folder / "embedding.safetensors"
             save_embeddings(file, {self.options.token: self.good})
             raise InputError(
-                f"the loss became {self.loss} at step {self.done}, expected a finite number; the vectors from before "
-                f"are kept in {file}; try a smaller --lr than {self.options.lr:g}"
+                f"the loss became {self.loss} and the norm {norm} at step {self.done}, expected finite numbers; the "
+                f"vectors from before are kept in {file}; try a smaller --lr than {self.options.lr:g}"
             )
-        self.good = self.before
         self.done += 1
         with open(self.folder / "loss.csv", "a", newline="") as file:
             file.write(LOG_LINE.format(self.done, self.loss, norm))
@@ -234,7 +239,8 @@ class Run:
             done = f"stopped after {self.done} of {self.options.steps} steps"
             return f"{done}, saved in {cli.printable(self.folder)}; to go on:\n  {command}"
         preview = cli.printable(self.folder / "preview.png")
-        return f"learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
+        learned = f"learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
+        return f"{learned}\n{advice}" if (advice := advice_for_diffusers(self.options.token, self.vectors)) else learned
 
     def sample_command(self) -> str:
         options = self.options

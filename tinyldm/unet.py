@@ -43,6 +43,9 @@ class UNetConfig:
         if (self.heads is None) == (self.head_width is None):  # the wrong number of heads loads, and computes nonsense
             raise ValueError(f"heads={self.heads} and head_width={self.head_width}: expected exactly one of the two")
 
+        if len(self.attention) != len(self.channels):
+            raise ValueError(f"attention={self.attention} for channels={self.channels}: expected one of each a level")
+
     def heads_for(self, channels: int) -> int:
         return self.heads or channels // self.head_width
 

@@ -15,8 +15,8 @@ from tinyldm.schedule import KINDS, PREDICTIONS
 T = TypeVar("T")
 
 MOST_ENTRIES = 100  # of a list
-OTHERS = {int: (1, 1_000_000), float: (1e-12, 1e6)}  # least and most of a number that has no line of its own:
-LIMITS = {
+USUAL = {int: (1, 1_000_000), float: (1e-12, 1e6)}  # least and most of a number
+LIMITS = {  # of those that have limits of their own
     "layers": (1, 100),
     "num_hidden_layers": (1, 100),  # here and below, what diffusers and transformers call the same
     "skip_last": (0, 99),
@@ -55,8 +55,10 @@ def build(make: type[T], values: object, where: str = "") -> T:
     arguments = {}
     for name, hint in hints.items():
         is_plain = get_args(hint) or hint in (int, float, bool, str)
-        read, place = (checked, name) if is_plain else (build, f"{name}.")
-        arguments[name] = read(hint, values[name], f"{where}{place}")
+        if is_plain:
+            arguments[name] = checked(hint, values[name], f"{where}{name}")
+        else:
+            arguments[name] = build(hint, values[name], f"{where}{name}.")
     try:
         return make(**arguments)
     except ValueError as error:  # of values that do not go together
@@ -76,11 +78,13 @@ def checked(hint: object, value: object, where: str) -> object:
 def fits(hint: object, value: object, name: str) -> bool:
     parts = get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, list) and len(value) <= MOST_ENTRIES and all(fits(parts[0], v, name) for v in value)
+        least = 0 if parts[0] is str else 1  # sizes, of at least one level
+        has_room = isinstance(value, list) and least <= len(value) <= MOST_ENTRIES
+        return has_room and all(fits(parts[0], v, name) for v in value)
     if parts:
         return any(fits(part, value, name) for part in parts)
     if hint in (int, float):
-        least, most = LIMITS.get(name, OTHERS[hint])
+        least, most = LIMITS.get(name, USUAL[hint])
         # Not isinstance, for True is an int; and NaN is in no range.
         return type(value) in (int, hint) and least <= value <= most
     return type(value) is hint and (name not in CHOICES or value in CHOICES[name])
@@ -90,11 +94,11 @@ def expected(hint: object, name: str) -> str:
     """What fits, in words."""
     parts = get_args(hint)
     if get_origin(hint) is tuple:
-        return f"a list of at most {MOST_ENTRIES}, each {expected(parts[0], name)}"
+        return f"a list of 1 to {MOST_ENTRIES}, each {expected(parts[0], name)}"
     if parts:
         return " or ".join(expected(part, name) for part in parts)
     if hint in (int, float):
-        least, most = LIMITS.get(name, OTHERS[hint])
+        least, most = LIMITS.get(name, USUAL[hint])
         return f"a {'whole ' * (hint is int)}number from {least} to {most}"
     if name in CHOICES:
         return f"one of {', '.join(CHOICES[name])}"

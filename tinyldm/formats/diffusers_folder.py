@@ -85,7 +85,7 @@ TYPES = {  # of what we read, where it stands
 }
 # diffusers' schedulers that we have, ours by name, and the settings that ours have fixed. Not steps_offset: diffusers'
 # own pipeline puts 1 in its place, which is ours.
-LEADING = {"timestep_spacing": "leading", "thresholding": False}
+LEADING = {"timestep_spacing": "leading", "thresholding": False, "clip_sample": False}
 LINSPACE = {
     "timestep_spacing": "linspace",
     "use_karras_sigmas": False,
@@ -178,8 +178,8 @@ def sampler_of(path: Path, settings: dict) -> str:
         sampler, ours = Defaults().sampler, {"_class_name": f"one of {', '.join(SCHEDULERS)}"}
     else:
         sampler, ours = SCHEDULERS[name]
-    if name == "DDIMScheduler":
-        settings = {"set_alpha_to_one": True} | settings  # what diffusers takes where a file leaves it out
+    if name in ("DDIMScheduler", "DDPMScheduler"):  # what diffusers takes where a file leaves it out
+        settings = {"set_alpha_to_one": True, "clip_sample": True} | settings
     if name == "DPMSolverMultistepScheduler" and settings.get("use_karras_sigmas"):
         sampler, ours = "dpmpp_2m_karras", DPMPP | {"use_karras_sigmas": True}
     other = {setting: settings[setting] for setting in ours if settings.get(setting, ours[setting]) != ours[setting]}

@@ -179,13 +179,21 @@ def convert(files: list[str], to: str, out: Path) -> None:
             words[word] = vectors
     save_embeddings(out, words, to)
     print(cli.printable(f"wrote {out}: {listed(words)}; in prompts for {to} type {FORMATS[to].typed}"))
-    for word, vectors in words.items():
-        # Its pipeline types word, word_1, word_2, … for the word, once it has found it among the prompt's tokens. But
-        # transformers 5 gives these in lower case, in which it does not know the word.
-        if to == "diffusers" and len(vectors) > 1 and word != (lower := word.lower()):
-            lost = f"diffusers with transformers 5 reads only the first of the {len(vectors)} vectors of {word}"
-            advice = f'load it as load_textual_inversion("{out}", token="{lower}"), and type {lower} in prompts'
-            warnings.warn(f"{lost}, because of its capitals; {advice}", stacklevel=2)
+    for word, vectors in words.items() if to == "diffusers" else ():
+        if advice := advice_for_diffusers(word, vectors):
+            warnings.warn(advice, stacklevel=2)
+
+
+def advice_for_diffusers(word: str, vectors: Tensor) -> str | None:
+    """How to use a word there that it reads only in part; None for other words.
+
+    Its pipeline types word, word_1, word_2, … for the word, once it has found it among the prompt's tokens. But
+    transformers 5 gives these in lower case, in which it does not know the word.
+    """
+    if len(vectors) == 1 or word == (lower := word.lower()):
+        return None
+    found = f"diffusers with transformers 5 reads only one of the {len(vectors)} vectors of {word}, for its capitals"
+    return f"{found}; load it there with token={lower!r}, and type {lower}"
 
 
 def read_vocabulary(weights: Path) -> Vocabulary:

@@ -3,8 +3,8 @@
 A pickle is a program for a small machine with a stack. Two of its instructions call functions, and so pickle and
 torch.load run what a stranger wrote, or trust a list of functions not to do harm. The machine here has no functions: it
 collects numbers, texts, lists and dictionaries, and of a call it keeps the name and the arguments. The few calls by
-which torch.save describes a tensor are understood, and become tensors mapped from the file. So a file can take no more
-memory than it has bytes for.
+which torch.save describes a tensor are understood, and become tensors mapped from the file. So what a file
+takes of the memory is bounded by the bytes that it has.
 
 torch.save writes a zip: NAME/data.pkl, the pickle, beside one record of numbers a storage, NAME/data/0, …. Before
 PyTorch 1.6 it wrote pickles one after the other, then all the numbers.
@@ -95,7 +95,8 @@ def load_zip(file: Sips, mapped: UntypedStorage, allowed: re.Pattern[str], most:
     (name,) = (name for name in records if name.endswith("/data.pkl"))
     folder = name.removesuffix("data.pkl")
 
-    def place(name: str, size: int) -> int:  # not by zipfile, which checks checksums: PyTorch can leave them out
+    # Where a record's first bytes are. zipfile would compare checksums, and PyTorch can be told to write none.
+    def place(name: str, size: int) -> int:
         if not 0 <= size <= records[name].file_size:
             raise ValueError("more numbers than it has")
         file.seek(records[name].header_offset)
@@ -142,7 +143,9 @@ def load_old(file: Sips, mapped: UntypedStorage, allowed: re.Pattern[str], most:
         found[key] = STORAGES[kind.name], count
         return Storage(STORAGES[kind.name], None)
 
-    run(pickles, allowed, seen)  # a first time, to learn what follows it: the storages' keys in order, then the numbers
+    # The pickle is run twice: what stands behind it, a list of the storages' keys and then their numbers in this order,
+    # has no lengths, and the first time tells them.
+    run(pickles, allowed, seen)
     places, start = {}, 0
     for key in run(pickles, allowed):
         dtype, count = found[key]
@@ -213,7 +216,7 @@ def run(pickle: io.BytesIO, allowed: re.Pattern[str], stored: Callable[..., Stor
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(items))
             case "APPEND" | "APPENDS":
-                if isinstance(stack[-1], list):
+                if isinstance(stack[-1], list):  # else it is an Inert, which keeps nothing
                     stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 if isinstance(stack[-1], dict):

@@ -31,6 +31,9 @@ DOWNLOADS = {
     rb"version https://git-lfs": "a pointer of git-lfs and not yet the file; fetch that with: git lfs pull",
     rb"\s*(<!doctype|<html|<\?xml|<head)": "a web page; the download went wrong, perhaps it needs a login",
     rb'\s*[{\[]\s*["{\[\]}][^\0]{6}': "JSON, perhaps a server's error message; look what it says, download again",
+    rb"(invalid username|entry not found|access to model|unauthorized|forbidden|not found)": (
+        "a server's error message; the download went wrong, perhaps it needs a login"
+    ),
     rb"GGUF": "a GGUF file, which is quantised; get the .safetensors of this model",
 }
 # What a pickle of tensors names: as names, for pickles.py calls none of them.
@@ -197,13 +200,16 @@ def load_pickle(path: Path, limits: Limits) -> object:
         return pickles.load(path, limits.allowed_names, limits.max_description)
     except pickles.UnknownName as error:
         raise InputError(f"{path} {why_not_named(str(error).replace(' ', '.'), limits)}") from error
-    except Exception as error:  # the parsers have a dozen types for a broken file
-        raise InputError(f"{path} can't be read as a PyTorch file ({first_sentence(error)}); {COPY_AGAIN}") from error
+    except Exception as error:  # the parsers have a dozen types for a broken file; a KeyError's text is only the key
+        why = first_sentence(error) if isinstance(error, (ValueError, OSError)) else "it is broken"
+        raise InputError(f"{path} can't be read as a PyTorch file ({why}); {COPY_AGAIN}") from error
 
 
 def why_not_named(name: str, limits: Limits) -> str:
     if name.endswith(".ParameterDict"):
         return "holds a ParameterDict, as the paper's embeddings.pt does; give a learned embedding as --embedding"
+    if name.endswith("_rebuild_tensor_v3"):
+        return "holds numbers of a kind that only new versions of PyTorch have, such as fp8; get the fp16 of it"
     printable = re.sub(r"[^\w.]", "?", name)[:100]
     why = "no part of plain tensors: loading it could run code, so it was not loaded"
     return f"names {printable}, {why}; {limits.advice}"

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.files import write_atomically
+from tinyldm.files import check_unused, write_atomically
 from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab import file_to_write
 from tinyldm.lab.world.captions import caption
@@ -107,6 +107,7 @@ def main(arguments: list[str]) -> None:
     if not (options.out or options.examples or options.sheet):
         raise InputError("nothing to do, expected a folder or a file to write; give --out, --examples or --sheet")
     if options.out:
+        check_unused(options.out)
         write_pictures(options.out, options.count, options.seed, options.size)
     if options.examples:
         write_examples(options.examples)
