@@ -24,7 +24,7 @@ from torch import Tensor
 from tinyldm import InputError, cli
 from tinyldm.files import check_unused, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
-from tinyldm.formats.embeddings import listed, load_embeddings, split_word
+from tinyldm.formats.embeddings import advice_for_diffusers, listed, load_embeddings, split_word
 from tinyldm.images import read_images, to_tensor
 from tinyldm.inversion import (
     TEMPLATES,
@@ -89,6 +89,8 @@ def main(arguments: list[str]) -> int:
         optimizer.zero_grad()
         run.log(loss)
     print(run.what_next(arguments))
+    if advice := advice_for_diffusers(options.token, vectors):
+        print(advice)
     return run.status
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ import sample
 import train
 from tinyldm import cli
 from tinyldm.formats.checkpoint import load_checkpoint
+from tinyldm.formats.native import save_checkpoint
 from tinyldm.latent_diffusion import LatentDiffusion
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +45,16 @@ class Outcome:
         return lines[0]
 
 
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory) -> Path:
+    """The tiny checkpoint, but of two sampler's steps by default, so that train.py's previews take no time."""
+    folder, model = tmp_path_factory.mktemp("quick"), load_checkpoint(WEIGHTS)
+    save_checkpoint(folder, replace(model, defaults=replace(model.defaults, sampler_steps=2)))
+    return folder
+
+
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
+def run(monkeypatch, capsys, tmp_path, quick) -> Callable[..., Outcome]:
     """run("train.py", "--images", …) or run("tinyldm.lab.world", …): the command's own main in this process, in an
     empty working directory."""
     monkeypatch.chdir(tmp_path)
@@ -53,7 +62,7 @@ def run(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
     def run_script(script: str, *arguments: object) -> Outcome:
         words = [str(argument) for argument in arguments]
         if script in SCRIPTS and "--weights" not in words:
-            words += ["--weights", str(WEIGHTS)]
+            words += ["--weights", str(quick if script == "train.py" else WEIGHTS)]
         monkeypatch.setattr(sys, "argv", [script, *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:

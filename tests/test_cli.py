@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,7 +104,7 @@ def on_a_gpu():
 def test_no_memory_is_one_line_that_says_what_to_make_smaller(monkeypatch, capsys, allocate):
     assert door(monkeypatch, lambda arguments: allocate()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("train.py: error: not enough memory") and "--batch" in line
+    assert line.startswith("train.py: error: not enough memory") and "fewer at once" in line
 
 
 def test_another_error_of_torch_keeps_its_traceback(monkeypatch):
@@ -215,3 +217,17 @@ def test_under_nohup_a_closed_terminal_stops_nothing():
     finally:
         signal.signal(signal.SIGHUP, before)
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
+@pytest.mark.parametrize("command", [["train.py"], ["sample.py"], ["-m", "tinyldm.lab.world"]], ids=" ".join)
+def test_an_interrupt_during_the_imports_leaves_no_traceback(command):
+    code = "import signal, sys, os; signal.signal(signal.SIGINT, signal.default_int_handler); os.execv(sys.executable, "
+    code += f"[sys.executable, *{command!r}, '--help'])"
+    started = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    maps = Path(f"/proc/{started.pid}/maps")
+    while maps.exists() and "libtorch" not in maps.read_text():  # in the middle of the imports
+        time.sleep(0.005)
+    started.send_signal(signal.SIGINT)
+    said = started.communicate()
+    assert (started.returncode, said) == (-signal.SIGINT, (b"", b""))

@@ -139,8 +139,8 @@ def test_the_schedulers_of_the_public_folders_are_ddim_without_a_word(tmp_path, 
 @pytest.mark.parametrize(
     "scheduler, options, sampler",
     [
-        ("DDIMScheduler", {"set_alpha_to_one": False}, "ddim"),
-        ("DDPMScheduler", {}, "ddpm"),
+        ("DDIMScheduler", {"set_alpha_to_one": False, "clip_sample": False}, "ddim"),
+        ("DDPMScheduler", {"clip_sample": False}, "ddpm"),
         ("EulerDiscreteScheduler", {}, "euler"),
         ("EulerAncestralDiscreteScheduler", {}, "euler_a"),
         ("DPMSolverMultistepScheduler", {}, "dpmpp_2m"),
@@ -158,7 +158,8 @@ def test_a_folders_scheduler_is_the_default_sampler(tmp_path, scheduler, options
     "scheduler, options, message",
     [
         ("HeunDiscreteScheduler", {}, "asks for _class_name 'HeunDiscreteScheduler'; --sampler ddim, the default here"),
-        ("DDIMScheduler", {}, "asks for set_alpha_to_one True; --sampler ddim, the default here, has False"),
+        ("DDIMScheduler", {"clip_sample": False}, "asks for set_alpha_to_one True; --sampler ddim, .*, has False"),
+        ("DDPMScheduler", {}, "asks for clip_sample True; --sampler ddpm, the default here, has False"),
         ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, "asks for timestep_spacing 'trailing'; .* euler"),
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, "asks for use_karras_sigmas True; --sampler euler"),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}, "asks for solver_order 3; --sampler dpmpp_2m, .* has 2"),

@@ -264,7 +264,7 @@ def test_a_word_whose_vectors_diffusers_would_lose_is_pointed_out(command):
     save_embeddings("e.safetensors", {"S*": rows(3)})
     status, _, errors = command("e.safetensors", "--to", "diffusers", "--out", "new.safetensors")
     assert status == 0 and errors.count("\n") == 1
-    assert 'load_textual_inversion("new.safetensors", token="s*"), and type s* in prompts' in errors
+    assert 'load_textual_inversion(FILE, token="s*") and type s*' in errors
     save_embeddings("one.safetensors", {"S*": rows(1), "<s>": rows(2)})
     assert command("one.safetensors", "--to", "diffusers", "--out", "2.safetensors")[2] == ""  # nothing is lost
     assert command("e.safetensors", "--to", "kohya", "--out", "3.safetensors")[2] == ""

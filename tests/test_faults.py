@@ -124,10 +124,14 @@ def one_line(outcome: Outcome) -> str:
 
 
 def test_a_run_that_is_killed_before_any_write_can_be_taken_up_and_ends_with_the_same_bytes(run, whole):
+    seen = []
     for outcome, folder in at_every_write(run, TRAIN, lambda number: {"kill": number}):
         assert outcome.status == -9
         check_whole(folder)
-        check_goes_on(run, folder, whole)
+        if (left := named(folder)) not in seen:  # some writes change hidden files only
+            seen.append(left)
+            check_goes_on(run, folder, whole)
+    assert len(seen) > 10
 
 
 def test_a_run_whose_disk_is_full_from_any_write_on_says_so_in_one_line_and_can_be_taken_up(run, whole):

@@ -28,7 +28,7 @@ WRONG = {
         ("--out new --size 100000", f"{PICTURES} 1 and at most 4096"),
         ("--out new --seed -1", f"'-1', {PICTURES} 0"),
         ("--out file/new", "Not a directory: file/new"),
-        ("--out file", "File exists: file"),
+        ("--out file", "Not a directory: file"),
         ("--examples file", "Not a directory: file/checkered-heart"),
         ("--sheet nowhere/sheet.png", "there is no folder 'nowhere'; make it first"),
         ("--sheet .", "is a folder, expected the name of a file to write"),

@@ -87,5 +87,8 @@ def test_pictures_that_cannot_fit_are_refused_but_on_a_gpu_its_allocator_says_so
         tiny.check_size(side, side)
     with pytest.raises(InputError, match="1024x1024 pixels in a batch of 10000 take"):
         tiny.check_size(1024, 1024, 10_000)
+    tiny.check_size(64, 64, 5_000)  # to decode takes less memory than to learn from
+    with pytest.raises(InputError, match="64x64 pixels in a batch of 100000 take"):
+        tiny.check_size(64, 64, 100_000, learning=True)
     monkeypatch.setattr(LatentDiffusion, "device", torch.device("cuda"))
     tiny.check_size(side, side)

@@ -206,6 +206,8 @@ DOWNLOADS = {
         "is JSON, perhaps a server's error",
     ),
     "JSON with a bracket where safetensors has one": (b'{"err": {"code": 401}}', "is JSON, perhaps a server's error"),
+    "words": (b"Invalid username or password.", "is a server's error message; .* perhaps it needs a login"),
+    "a few words": (b"Entry not found", "is a server's error message"),
     "GGUF": (b"GGUF\x03\0\0\0" + bytes(60), "is a GGUF file, which is quantised; get the .safetensors"),
 }
 

@@ -264,10 +264,21 @@ def test_a_state_that_lacks_something_or_has_another_shape_is_refused(name, tens
 
 
 def test_a_state_with_impossible_numbers_is_refused():
-    change_state(killed_after_its_last_save(), generator=torch.full((5056,), 255, dtype=torch.uint8))
+    run = killed_after_its_last_save()
+    generator = load_file(run.folder / "resume.safetensors")["generator"]
+    change_state(run, generator=torch.full((5056,), 255, dtype=torch.uint8))
     assert_refused("can't resume from .*resume.safetensors")
-    change_state(killed_after_its_last_save(), done=torch.tensor(-1))
-    assert_refused("resume.safetensors .done is below 0")
+    for done in (-1, 10**12):
+        change_state(run, generator=generator, done=torch.tensor(done))
+        assert_refused(rf"resume.safetensors .done is {done}")
+
+
+@pytest.mark.parametrize("name", ["settings.json", "resume.safetensors"])
+def test_a_pipe_in_a_run_is_refused_and_not_waited_for(name):
+    run = killed_after_its_last_save()
+    (run.folder / name).unlink()
+    os.mkfifo(run.folder / name)
+    assert_refused(f"{name} is a pipe or a device")
 
 
 def change_settings(run: Run, **changes: object) -> None:

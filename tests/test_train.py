@@ -38,7 +38,7 @@ def learned(folder):
     return load_embeddings(folder / "embedding.safetensors")["S*"]
 
 
-def test_a_run_writes_everything_and_says_what_to_type_next(run, tmp_path, monkeypatch):
+def test_a_run_writes_everything_and_says_what_to_type_next(run, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "PREVIEW_SEEDS", range(5))
     outcome = run("train.py", "--images", HEART, *SHORT, "--init", "heart")
     assert outcome.status == 0
@@ -48,7 +48,7 @@ def test_a_run_writes_everything_and_says_what_to_type_next(run, tmp_path, monke
     assert learned(folder).shape == (1, 128)
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["init"] == "heart" and settings["steps"] == 4 and settings["size"] == 64
-    assert settings["weights_sha256"] == open_checkpoint(WEIGHTS).sha256()
+    assert settings["weights_sha256"] == open_checkpoint(quick).sha256()
     rows = list(csv.DictReader((folder / "loss.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
     assert all(math.isfinite(float(row["loss"])) for row in rows)
@@ -296,7 +296,7 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_vectors(run, tmp_path, monkeyp
 
     monkeypatch.setattr(train, "inversion_loss", sometimes_nan)
     outcome = run("train.py", "--images", HEART, *SHORT)
-    assert "the loss became nan at step 2" in outcome.error
+    assert "the loss became nan and the norm nan at step 2" in outcome.error
     assert torch.equal(learned(tmp_path / "outputs" / "S"), calls[1])
 
 

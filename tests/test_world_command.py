@@ -25,6 +25,8 @@ def test_it_writes_the_folders_of_examples(run, tmp_path):
 
 
 def test_it_writes_pictures_and_the_truth(run, tmp_path):
+    tmp_path /= "new"
+    tmp_path.mkdir()
     assert run(WORLD, "--out", tmp_path, "--count", 3, "--seed", 5, "--sheet", tmp_path / "sheet.png").status == 0
     records = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [record["file"] for record in records] == ["00000.png", "00001.png", "00002.png"]
@@ -40,3 +42,9 @@ def test_pictures_may_be_of_any_size(run, tmp_path):
     for size in (1, 100):
         assert run(WORLD, "--out", tmp_path / str(size), "--count", 2, "--size", size).status == 0
         assert Image.open(tmp_path / str(size) / "00001.png").size == (size, size)
+
+
+def test_nobodys_files_are_overwritten(run, tmp_path):
+    (tmp_path / "captions.jsonl").write_text("mine")
+    assert "already holds captions.jsonl, expected a new or empty folder" in run(WORLD, "--out", tmp_path).error
+    assert (tmp_path / "captions.jsonl").read_text() == "mine"

@@ -71,6 +71,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             sys.stdout.flush()  # now, since Python itself complains aloud of a reader that is gone
         sys.exit(status)
     except KeyboardInterrupt as stop:
+        end_on_signal()
         (number,) = stop.args or (signal.SIGINT,)
         print(f"{name}: stopped by {signal.Signals(number).name}; what was saved before is kept", file=sys.stderr)
         sys.exit(128 + number)
@@ -109,9 +110,14 @@ def command(*words: object) -> str:
     return " ".join(safe if safe == word or re.search(r'["$`\\!]', word) else f'"{word}"' for word, safe in quoted)
 
 
+def end_on_signal() -> None:
+    """From now on a signal to stop ends the program where it is, without a word."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def interrupt(number: int, _: object) -> NoReturn:
-    for each in STOP_SIGNALS:  # one more ends the program where it is
-        signal.signal(each, signal.SIG_DFL)
+    end_on_signal()
     raise KeyboardInterrupt(number)
 
 

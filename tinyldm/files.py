@@ -98,12 +98,12 @@ def check_is_file(path: str | Path) -> None:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """A file's content. InputError if it has more than `most` bytes or is a pipe or device; OSError as open()."""
+    """A file's content. Raises InputError if it is a pipe or device; OSError as open(), and if it has more bytes."""
     check_is_file(path)
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise InputError(f"{path} has more than {most} bytes; it is another kind of file, or broken")
+        raise OSError(f"more than {most} bytes, so it is another kind of file")
     return content
 
 

@@ -144,8 +144,8 @@ class LatentDiffusion:
                 f"a picture of {height}x{width} pixels does not fit this checkpoint: expected multiples of "
                 f"{self.multiple}; try {near[0]}x{near[1]}"
             )
-        # The least there can be at a time, in numbers. Decoding: what goes into a normalisation, into a convolution, and
-        # comes out. A step: what the way back needs, 40 maps a stage with attention, else 10; 53 were measured.
+        # The least there can be at a time, in numbers. Decoding: what goes into a normalisation, into a convolution,
+        # and comes out. A step: what the way back needs, 40 maps a stage with attention, else 10; 53 were measured.
         least = 3 * height * width * self.autoencoder.config.channels[0]
         if learning:
             config, (_, h, w) = self.unet.config, self.latent_shape(height, width)

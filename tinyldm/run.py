@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tinyldm import InputError, cli
 from tinyldm.files import lock_folder, read_bytes, write_atomically
-from tinyldm.formats.embeddings import advice_for_diffusers, save_embeddings
+from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.images import contact_sheet, read_image, save_image, to_images, to_tensor
 from tinyldm.latent_diffusion import LatentDiffusion
 
@@ -239,8 +239,7 @@ class Run:
             done = f"stopped after {self.done} of {self.options.steps} steps"
             return f"{done}, saved in {cli.printable(self.folder)}; to go on:\n  {command}"
         preview = cli.printable(self.folder / "preview.png")
-        learned = f"learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
-        return f"{learned}\n{advice}" if (advice := advice_for_diffusers(self.options.token, self.vectors)) else learned
+        return f"learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
 
     def sample_command(self) -> str:
         options = self.options

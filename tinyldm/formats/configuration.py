@@ -14,7 +14,7 @@ from tinyldm.schedule import KINDS, PREDICTIONS
 
 T = TypeVar("T")
 
-MOST_ENTRIES = 100  # of a list
+LEAST_ENTRIES, MOST_ENTRIES = {str: 0, int: 1, bool: 1}, 100  # of a list; those of numbers have one a level
 USUAL = {int: (1, 1_000_000), float: (1e-12, 1e6)}  # least and most of a number
 LIMITS = {  # of those that have limits of their own
     "layers": (1, 100),
@@ -78,7 +78,7 @@ def checked(hint: object, value: object, where: str) -> object:
 def fits(hint: object, value: object, name: str) -> bool:
     parts = get_args(hint)
     if get_origin(hint) is tuple:
-        least = 0 if parts[0] is str else 1  # sizes, of at least one level
+        least = LEAST_ENTRIES[parts[0]]
         has_room = isinstance(value, list) and least <= len(value) <= MOST_ENTRIES
         return has_room and all(fits(parts[0], v, name) for v in value)
     if parts:
@@ -94,7 +94,7 @@ def expected(hint: object, name: str) -> str:
     """What fits, in words."""
     parts = get_args(hint)
     if get_origin(hint) is tuple:
-        return f"a list of 1 to {MOST_ENTRIES}, each {expected(parts[0], name)}"
+        return f"a list of {LEAST_ENTRIES[parts[0]]} to {MOST_ENTRIES}, each {expected(parts[0], name)}"
     if parts:
         return " or ".join(expected(part, name) for part in parts)
     if hint in (int, float):

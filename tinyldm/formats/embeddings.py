@@ -192,8 +192,8 @@ def advice_for_diffusers(word: str, vectors: Tensor) -> str | None:
     """
     if len(vectors) == 1 or word == (lower := word.lower()):
         return None
-    found = f"diffusers with transformers 5 reads only one of the {len(vectors)} vectors of {word}, for its capitals"
-    return f"{found}; load it there with token={lower!r}, and type {lower}"
+    lost = f"diffusers with transformers 5 reads only one of the {len(vectors)} vectors of {word}, for its capitals"
+    return f'{lost}; there, load_textual_inversion(FILE, token="{lower}") and type {lower}'
 
 
 def read_vocabulary(weights: Path) -> Vocabulary:
