@@ -118,6 +118,7 @@ def test_words_that_a_format_cannot_hold(tmp_path, to, words):
 # ---- Reading what every tool writes
 
 
+@pytest.mark.filterwarnings("ignore:.*calls it something else")
 @pytest.mark.parametrize("count", [1, 2, 12])
 @pytest.mark.parametrize(("write", "suffix", "word"), WRITERS)
 def test_every_tools_file_is_read_bit_for_bit(tmp_path, write, suffix, word, count):
@@ -137,6 +138,7 @@ def test_every_floating_point_type_comes_out_as_float32(tmp_path, write, dtype):
     assert torch.equal(load_embeddings(tmp_path / "e.safetensors")["e"], vectors.float())
 
 
+@pytest.mark.filterwarnings("ignore:.*calls it something else")
 def test_the_format_is_told_by_the_content_not_by_the_name(tmp_path):
     for write, suffix, word in WRITERS:
         write(tmp_path / f"e{suffix}", rows(2))

@@ -171,6 +171,7 @@ def test_what_hides_behind_numpys_names_and_has_another_name_is_refused(tmp_path
 # ---- Tensors of a Mac
 
 
+@pytest.mark.filterwarnings("ignore:.*calls it something else")
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_an_embedding_trained_on_a_mac_is_read(tmp_path, zipped, dtype):

@@ -203,6 +203,7 @@ def test_an_embedding_file_is_where_learning_goes_on_from(run, tmp_path, to, suf
     assert run("train.py", *longer, "--vectors", 3, "--out", "o", "--resume").status == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*calls it something else")
 def test_every_tools_file_can_be_the_start(tiny, tmp_path):
     vectors = 0.1 * torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
     for write, suffix, _ in WRITERS:
