@@ -368,3 +368,10 @@ def test_rows_without_words_are_refused(with_words, content, message):
     file = path / "tokenizer" / "added_tokens.json"
     file.unlink() if content is None else file.write_text(json.dumps(content))
     refused(path, message)
+
+
+def test_a_configuration_of_any_length_is_refused_before_it_is_parsed(tmp_path):
+    save_folder(tmp_path, "1.x")
+    (tmp_path / "unet" / "config.json").write_text("[" + "0," * 600_000 + "0]")
+    with pytest.raises(InputError, match=r"unet/config.json can't be read \(it has more than 1000000 bytes\)"):
+        open_checkpoint(tmp_path)

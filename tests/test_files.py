@@ -164,5 +164,11 @@ def test_pipes_sockets_and_devices_are_refused_unopened(tmp_path, no_hang):
 def test_a_file_too_large_to_be_a_list_of_lines_is_not_read(tmp_path):
     with open(tmp_path / "a.txt", "wb") as file:
         file.truncate(2**40)  # a hole, which takes no room on the disk
-    with pytest.raises(InputError, match=f"take more than {MAX_TEXT_BYTES} bytes; give fewer"):
+    with pytest.raises(InputError, match=f"it has more than {MAX_TEXT_BYTES} bytes.; expected a text file, one a line"):
         read_lines(tmp_path / "a.txt", "prompts")
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(OSError) as error, write_atomically(tmp_path / "list.txt"):
+        (tmp_path / "nowhere" / "picture.png").write_bytes(b"")
+    assert error.value.filename == str(tmp_path / "nowhere" / "picture.png")

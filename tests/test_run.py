@@ -329,6 +329,17 @@ def test_a_loss_that_is_nan_in_the_first_step_after_a_resume_costs_nothing():
     assert torch.equal(load_embeddings(saved)["S*"], before)
 
 
+def test_vectors_that_overflow_in_a_step_are_not_kept():
+    """Its loss was still finite: the step after it would only find out."""
+    saved = killed_after_its_last_save().folder / "embedding.safetensors"
+    before = load_embeddings(saved)["S*"]
+    run = resumed_run()
+    run.vectors.data.fill_(math.inf)
+    with pytest.raises(InputError, match=r"the loss became 1.0 and the norm inf at step \d+, .* are kept in"):
+        run.log(torch.tensor(1.0))
+    assert torch.equal(load_embeddings(saved)["S*"], before)
+
+
 # ---- Signals
 
 

@@ -40,7 +40,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     except SafetensorError as error:  # safetensors' words for a full disk
         raise OSError(f"{path} can't be written ({error})") from error
     except OSError as error:
-        error.filename = str(path)  # where none is named, or the temporary file
+        if error.filename is None or str(error.filename) == str(temporary):
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -98,29 +99,27 @@ def check_is_file(path: str | Path) -> None:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """A file's content. Raises InputError if it is a pipe or device; OSError as open(), and if it has more bytes."""
-    check_is_file(path)
+    """What a file holds, or a pipe that the shell has opened: /dev/stdin, <(…).
+
+    Raises InputError for another pipe or a device, OSError as open() does and if there are more than `most` bytes.
+    """
+    if not str(path).startswith(("/dev/stdin", "/dev/fd/")):
+        check_is_file(path)
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(f"more than {most} bytes, so it is another kind of file")
+        raise OSError(f"it has more than {most} bytes")
     return content
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a text file that are not empty, without white space around them.
+    """The lines of a text file, or of an open pipe, that are not empty, without white space around them.
 
-    what: what the lines are, for the message. A pipe that the shell has opened will do too: /dev/stdin, <(…).
-    Raises InputError if the file can't be read as UTF-8 text, or is too large to be a list of them.
+    what: what the lines are, for the message. Raises InputError if it can't be read as UTF-8 text, or is too large to
+    be a list of them.
     """
-    if not str(path).startswith(("/dev/stdin", "/dev/fd/")):
-        check_is_file(path)
     try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_TEXT_BYTES + 1)
-        if len(text) > MAX_TEXT_BYTES:
-            raise InputError(f"the {what} {path} take more than {MAX_TEXT_BYTES} bytes; give fewer at once")
-        lines = text.decode("utf-8-sig").splitlines()
+        lines = read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the {what} {path} ({error}); expected a text file, one a line") from error
     return [line.strip() for line in lines if line.strip()]

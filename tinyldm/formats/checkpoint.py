@@ -142,10 +142,8 @@ def load_clip(
         try:
             config = build(CLIPConfig, asdict(clip_sizes(file.shapes)))
         except (KeyError, TypeError, ValueError) as error:
-            expected = (
-                "expected the file of both towers, as weights/tiny/clip.safetensors or openai's model.safetensors"
-            )
-            raise InputError(f"{path} does not say its sizes ({error}); {expected}") from error
+            found = f"{path} does not say its sizes ({error}); expected the file of both towers"
+            raise InputError(f"{found}, as weights/tiny/clip.safetensors or openai's model.safetensors") from error
     part = Part(CLIP, config, file, prefixed(""), list(file.shapes))
     model = part.build()
     part.fill(model, device, dtype)
@@ -181,7 +179,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     if merges:
         if words := checkpoint.tokenizer().placeholders:
             counts = ", ".join(f"{word} ({len(ids)})" for word, ids in words.items())
-            lines.append(cli.printable(f"words of its own (and their vectors): {counts}"))
+            lines.append(f"words of its own (and their vectors): {counts}")
     else:
         lines.append(f"no merges.txt found; get it with: {GET_MERGES}")
     return lines

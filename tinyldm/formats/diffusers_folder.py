@@ -11,7 +11,7 @@ from pathlib import Path
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
-from tinyldm.files import check_is_file
+from tinyldm.files import read_bytes
 from tinyldm.formats.configuration import checked
 from tinyldm.formats.names import diffusers_autoencoder, diffusers_unet, hugging_face_text
 from tinyldm.formats.parts import SCALE, Checkpoint, Part
@@ -101,6 +101,7 @@ SCHEDULERS = {
     "EulerAncestralDiscreteScheduler": ("euler_a", LINSPACE),
     "DPMSolverMultistepScheduler": ("dpmpp_2m", LINSPACE | DPMPP),
 }
+MAX_JSON_BYTES = 1_000_000  # of a config.json; they have some thousand
 WEIGHT_NAMES = [  # the preferred first: whole precision before half, safetensors before pickles
     f"{stem}{ending}"
     for ending in (
@@ -199,9 +200,8 @@ def weights_in(path: Path) -> Path:
 
 def read_json(path: Path, expected: dict | None = None) -> dict:
     """A configuration; raises InputError if a setting in it is not what we compute."""
-    check_is_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read ({error}); download it again") from error
     if not isinstance(content, dict):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyldm import InputError
-from tinyldm.files import check_is_file
+from tinyldm.files import check_is_file, read_bytes
 from tinyldm.formats import pickles
 from tinyldm.formats.recognise import what_else
 
@@ -228,9 +228,7 @@ def first_sentence(error: Exception) -> str:
 def open_shards(index: Path) -> WeightsFile:
     """The files that a diffusers or transformers `*.index.json` lists, as one."""
     try:
-        if index.stat().st_size > WEIGHTS.max_description:
-            raise ValueError(f"it has more than {WEIGHTS.max_description} bytes")
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(read_bytes(index, WEIGHTS.max_description))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index} is no list of shards ({str(error)[:100]!r}); copy it again") from error
     for name in names:

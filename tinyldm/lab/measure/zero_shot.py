@@ -131,13 +131,7 @@ def class_of(picture: Picture, what: str) -> str | None:
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--weights",
-        type=cli.path,
-        default=TINY,
-        metavar="DIR",
-        help="with clip.safetensors and merges.txt (%(default)s)",
-    )
+    add("--weights", type=cli.path, default=TINY, metavar="DIR", help="of clip.safetensors, merges.txt (%(default)s)")
     add("--pictures", type=cli.whole_number(500, 1_000_000), default=2000, metavar="N", help="to draw (%(default)s)")
     options = parser.parse_args(arguments)
 

@@ -27,13 +27,7 @@ from tinyldm.lab.world.distribution import make_pictures
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--out",
-        type=cli.path,
-        default=ROOT / "runs" / "tiny",
-        metavar="DIR",
-        help="states, losses, sheets (%(default)s)",
-    )
+    add("--out", type=cli.path, default=ROOT / "runs" / "tiny", metavar="DIR", help="states, losses (%(default)s)")
     add("--weights", type=cli.path, default=TINY, metavar="DIR", help="the checkpoint to write (%(default)s)")
     add(
         "--stage",

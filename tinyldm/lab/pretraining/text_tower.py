@@ -24,13 +24,7 @@ def main(arguments: list[str]) -> None:
     recipe, _ = STAGES["diffusion"]
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--out",
-        type=cli.path,
-        default=ROOT / "runs" / "tiny",
-        metavar="DIR",
-        help="a finished pretraining (%(default)s)",
-    )
+    add("--out", type=cli.path, default=ROOT / "runs" / "tiny", metavar="DIR", help="a pretraining (%(default)s)")
     add(
         "--steps",
         type=cli.whole_number(100, recipe.steps),
