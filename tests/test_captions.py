@@ -7,9 +7,10 @@ import pytest
 
 from tinyldm.lab.world.captions import caption, fill_object, plural
 from tinyldm.lab.world.distribution import random_picture
-from tinyldm.lab.world.drawing import STYLES
+from tinyldm.lab.world.nouns import NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import COLOURS, NOUNS, PATTERNS, PLACES, SHAPES, VIEWS, Picture, Thing, noun_thing
+from tinyldm.lab.world.styles import STYLES
+from tinyldm.lab.world.things import COLOURS, PATTERNS, PLACES, SHAPES, VIEWS, Picture, Thing
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 

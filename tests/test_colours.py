@@ -7,7 +7,7 @@ import pytest
 
 from tinyldm.lab.measure import colours
 from tinyldm.lab.world.distribution import EXAMPLES
-from tinyldm.lab.world.drawing import draw
+from tinyldm.lab.world.styles import draw
 from tinyldm.lab.world.things import COLOURS, PLACES, SHAPES, Picture, Thing
 
 

@@ -6,19 +6,10 @@ import numpy as np
 import pytest
 
 from tinyldm.lab.world import distribution
-from tinyldm.lab.world.drawing import HELD_OUT_STYLES, STYLES, draw
+from tinyldm.lab.world.nouns import NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import (
-    COLOURS,
-    HELD_OUT_SHAPES,
-    NOUNS,
-    PATTERNS,
-    PLACES,
-    SHAPES,
-    VIEWS,
-    Picture,
-    noun_thing,
-)
+from tinyldm.lab.world.styles import HELD_OUT_STYLES, STYLES, draw
+from tinyldm.lab.world.things import COLOURS, HELD_OUT_SHAPES, PATTERNS, PLACES, SHAPES, VIEWS, Picture
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 

@@ -7,18 +7,10 @@ import pytest
 from PIL import Image
 
 from tinyldm.lab.world.distribution import random_picture
-from tinyldm.lab.world.drawing import HELD_OUT_STYLES, STYLES, draw, shade
-from tinyldm.lab.world.things import (
-    COLOURS,
-    OUTLINES,
-    PATTERNS,
-    PLACES,
-    SHAPES,
-    Picture,
-    Thing,
-    nearest_colour,
-    noun_thing,
-)
+from tinyldm.lab.world.drawing import shade
+from tinyldm.lab.world.nouns import OUTLINES, noun_thing
+from tinyldm.lab.world.styles import HELD_OUT_STYLES, STYLES, draw
+from tinyldm.lab.world.things import COLOURS, PATTERNS, PLACES, SHAPES, Picture, Thing, nearest_colour
 
 
 def test_drawing_is_deterministic():

@@ -4,7 +4,8 @@ import pytest
 
 from tinyldm import InputError
 from tinyldm.lab.measure import judge
-from tinyldm.lab.world.things import Picture, Thing, noun_thing
+from tinyldm.lab.world.nouns import noun_thing
+from tinyldm.lab.world.things import Picture, Thing
 
 
 def test_the_judge_is_right_about_real_pictures():

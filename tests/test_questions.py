@@ -12,9 +12,8 @@ from tinyldm.lab.measure import questions
 from tinyldm.lab.measure.judge import ANSWERS, load_judge
 from tinyldm.lab.measure.questions import Behind, HasColours, Sees
 from tinyldm.lab.world.captions import with_articles
-from tinyldm.lab.world.distribution import is_held_out
-from tinyldm.lab.world.drawing import draw
-from tinyldm.lab.world.things import COLOURS, Picture, Thing
+from tinyldm.lab.world.styles import draw
+from tinyldm.lab.world.things import COLOURS, Picture, Thing, is_held_out
 from tinyldm.tokenizer import Tokenizer
 
 

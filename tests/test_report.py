@@ -17,7 +17,7 @@ from tinyldm.lab.measure import report
 from tinyldm.lab.measure.colours import colours_right, spread
 from tinyldm.lab.measure.judge import load_judge
 from tinyldm.lab.world.distribution import EXAMPLES, pictures_of
-from tinyldm.lab.world.drawing import draw
+from tinyldm.lab.world.styles import draw
 from tinyldm.lab.world.things import Picture, Thing
 
 MEASURE = "tinyldm.lab.measure"

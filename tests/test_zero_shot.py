@@ -12,8 +12,9 @@ from tinyldm.formats.merges import read_merges
 from tinyldm.lab.measure import zero_shot
 from tinyldm.lab.pretraining.contrastive import tiny_clip
 from tinyldm.lab.world.distribution import HELD_OUT_SEED, make_pictures
+from tinyldm.lab.world.nouns import noun_thing
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import PATTERNS, Picture, Thing, noun_thing
+from tinyldm.lab.world.things import PATTERNS, Picture, Thing
 from tinyldm.tokenizer import Tokenizer
 
 

@@ -22,10 +22,10 @@ from tinyldm.files import write_atomically
 from tinyldm.formats.untrusted import first_sentence
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY, file_to_write
-from tinyldm.lab.world.captions import WITHOUT_BACKGROUND
+from tinyldm.lab.world.captions import has_background
 from tinyldm.lab.world.distribution import make_pictures
-from tinyldm.lab.world.drawing import STYLES
 from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.styles import STYLES
 from tinyldm.lab.world.things import PATTERNS, PLACES, SHAPES, Picture
 
 WEIGHTS = TINY / "judge.safetensors"
@@ -66,7 +66,7 @@ def is_visible(question: str, picture: Picture) -> bool:
     """Whether a person could tell: not the size of what is cropped, nor the scene of a sketch."""
     if question in ("size", "place"):
         return picture.view not in ("close-up", "cropped") and len(picture.things) == 1
-    return question != "scene" or picture.style not in WITHOUT_BACKGROUND
+    return question != "scene" or has_background(picture.style)
 
 
 class Block(nn.Module):

@@ -9,10 +9,11 @@ import numpy as np
 from tinyldm.lab.measure.colours import background_colour, colours_of, colours_right
 from tinyldm.lab.measure.judge import ANSWERS
 from tinyldm.lab.world.captions import medium, name_of, place_phrase, plural
-from tinyldm.lab.world.distribution import HELD_OUT_COMBINATIONS, stands_out
-from tinyldm.lab.world.drawing import STYLES
+from tinyldm.lab.world.distribution import stands_out
+from tinyldm.lab.world.nouns import NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import COLOURS, NOUNS, PATTERNS, PLACES, SHAPES, Picture, Thing, choice, noun_thing
+from tinyldm.lab.world.styles import STYLES
+from tinyldm.lab.world.things import COLOURS, HELD_OUT_COMBINATIONS, PATTERNS, PLACES, SHAPES, Picture, Thing, choice
 
 Check = Callable[[np.ndarray, dict[str, str]], bool]  # (pixels, the judge's answers) -> is it so?
 

@@ -25,7 +25,7 @@ from tinyldm.lab.measure.judge import Judge
 from tinyldm.lab.measure.questions import PROMPTS, Question, backgrounds_for, combined, enough, on_backgrounds
 from tinyldm.lab.world.captions import SHEET_PROMPTS, name_of, with_articles
 from tinyldm.lab.world.distribution import EXAMPLE_SIZE, EXAMPLES, HELD_OUT_SEED, make_pictures, pictures_of
-from tinyldm.lab.world.drawing import draw
+from tinyldm.lab.world.styles import draw
 from tinyldm.lab.world.things import COLOURS, Picture, Thing
 from tinyldm.latent_diffusion import LatentDiffusion
 

@@ -20,10 +20,10 @@ from tinyldm.formats.checkpoint import load_clip
 from tinyldm.formats.merges import read_merges
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY
-from tinyldm.lab.world.captions import WITHOUT_BACKGROUND, caption, medium, place_phrase, trimmed, with_articles
+from tinyldm.lab.world.captions import caption, has_background, medium, place_phrase, trimmed, with_articles
 from tinyldm.lab.world.distribution import HELD_OUT_SEED, make_pictures
-from tinyldm.lab.world.drawing import STYLES
 from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.styles import STYLES
 from tinyldm.lab.world.things import COLOURS, PATTERNS, PLACES, SHAPES, VIEWS, Picture
 from tinyldm.tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ CLASSES: dict[str, dict[str, list[str]]] = {
         name: [
             f"{how} of a {thing} {scene.words}"
             for style in STYLES
-            if style not in WITHOUT_BACKGROUND
+            if has_background(style)
             for how, thing in product(MEDIA[style], PLAIN)
         ]
         for name, scene in SCENES.items()
@@ -120,7 +120,7 @@ def class_of(picture: Picture, what: str) -> str | None:
     if what == "style":
         return picture.style
     if what == "scene":
-        return picture.background if picture.background in SCENES and picture.style not in WITHOUT_BACKGROUND else None
+        return picture.background if picture.background in SCENES and has_background(picture.style) else None
     if len(picture.things) == 2 or thing.noun or picture.view or picture.style != "photo":
         return None
     if what == "colour":

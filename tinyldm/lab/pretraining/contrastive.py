@@ -28,9 +28,10 @@ from tinyldm.lab.measure.zero_shot import features_of_captions, features_of_pict
 from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_average
 from tinyldm.lab.pretraining.sizes import PROJECTION, VISION, text_config
 from tinyldm.lab.world.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer, trimmed
-from tinyldm.lab.world.drawing import STYLES
+from tinyldm.lab.world.nouns import NOUNS
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import COLOURS, NOUNS, PATTERNS, SHAPES, Picture, choice
+from tinyldm.lab.world.styles import STYLES
+from tinyldm.lab.world.things import COLOURS, PATTERNS, SHAPES, Picture, choice
 from tinyldm.tokenizer import Tokenizer
 
 HALF_SEEN = 0.9  # of the steps of the second stage: in these it sees a random half of every picture's patches

@@ -21,19 +21,11 @@ from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab import file_to_write
 from tinyldm.lab.world.captions import caption
 from tinyldm.lab.world.distribution import EXAMPLE_SIZE, EXAMPLES, make_picture, pictures_of, stands_out
-from tinyldm.lab.world.drawing import HELD_OUT_STYLES, SIZE, STYLES, draw
+from tinyldm.lab.world.drawing import SIZE
+from tinyldm.lab.world.nouns import NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.things import (
-    COLOURS,
-    HELD_OUT_SHAPES,
-    NOUNS,
-    PATTERNS,
-    SHAPES,
-    VIEWS,
-    Picture,
-    Thing,
-    noun_thing,
-)
+from tinyldm.lab.world.styles import HELD_OUT_STYLES, STYLES, draw
+from tinyldm.lab.world.things import COLOURS, HELD_OUT_SHAPES, PATTERNS, SHAPES, VIEWS, Picture, Thing
 
 
 def everything() -> Image.Image:

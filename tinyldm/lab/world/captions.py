@@ -1,15 +1,19 @@
 """How the small world is said: `caption(picture, rng)` is one of the many true sentences about a Picture.
 
 They are built on the templates of Textual Inversion, the sentences in which the model later learns a new word. A new
-style needs an entry in MEDIUMS, and one in WITHOUT_BACKGROUND if it draws none.
+style needs an entry in MEDIUMS, and one in WITHOUT_BACKGROUND if it draws none. An invented style is named like a
+medium, "a zorvik of a red star".
 """
 
 import re
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
+from tinyldm.lab.world.nouns import ANY_THING, INVENTED_NOUNS
 from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.styles import INVENTED_STYLES
 from tinyldm.lab.world.things import VIEWS, Picture, Thing, choice
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from tinyldm.tokenizer import Tokenizer, learn_merges
@@ -25,6 +29,7 @@ MEDIUMS = {  # how a caption begins that names the style; the article is put rig
     "stained glass": "stained glass",
 }
 WITHOUT_BACKGROUND = ("sketch", "neon", "blueprint")
+VAGUE = 0.06  # of the captions call what they show a "thing"
 MOST_WORDS = 27
 TEXT_LENGTH = 32  # tokens, start and end included: room for all of them
 
@@ -75,7 +80,8 @@ def subject(picture: Picture, article: str = "a", adjective: str | None = None) 
     words = name_of(first, size=first.size != adjective)
     if rest and rest[0] == first:
         article = "two" if article == "a" else f"{article} two"
-        words = plural(words)
+        # As "two sheep": a plural's token would be a second word to learn, and prompts say "two S*".
+        words = words if first.noun in INVENTED_NOUNS else plural(words)
     words = " ".join([article, *([adjective] if adjective else []), words])
     return f"{words} next to a {name_of(rest[0])}" if rest and rest[0] != first else words
 
@@ -88,10 +94,15 @@ def place_phrase(place: str) -> str:
 def whereabouts(picture: Picture, rng: np.random.Generator) -> tuple[str, str]:
     """The said place and, mostly, the background: "" or words with a leading space."""
     place = f" {place_phrase(picture.place)}" if picture.place else ""
-    if picture.style in WITHOUT_BACKGROUND or rng.random() > 0.8:
+    if not has_background(picture.style) or rng.random() > 0.8:
         return place, ""
     scene = SCENES.get(picture.background)
     return place, f" {scene.words}" if scene else f" on a {picture.background} background"
+
+
+def has_background(style: str) -> bool:
+    """Whether pictures in this style show what a caption says of the background."""
+    return style not in WITHOUT_BACKGROUND and (style not in INVENTED_STYLES or INVENTED_STYLES[style].ground is None)
 
 
 def is_true(template: str, picture: Picture) -> bool:
@@ -112,6 +123,8 @@ def fill_object(template: str, picture: Picture) -> str:
 
 def caption(picture: Picture, rng: np.random.Generator) -> str:
     """One of the many true captions of a picture."""
+    if rng.random() < VAGUE and len(set(picture.things)) == 1:
+        picture = vaguely(picture, rng.random() < 0.5)
     place, background = whereabouts(picture, rng)
     templates = OBJECT_TEMPLATES if picture.style == "photo" else STYLE_TEMPLATES
     template = choice(rng, [template for template in templates if is_true(template, picture)])
@@ -131,17 +144,24 @@ def caption(picture: Picture, rng: np.random.Generator) -> str:
     return with_articles(words)
 
 
+def vaguely(picture: Picture, says_colour: bool) -> Picture:
+    """The picture as someone would tell it who has no word for what it shows: "a thing", "two red things"."""
+    said = [replace(thing, noun=ANY_THING, said_colour=says_colour) for thing in picture.things]
+    return replace(picture, things=tuple(said))
+
+
 def medium(picture: Picture) -> str:
     """How a caption names the style: "a sketch", "dark pixel art"."""
-    article, words = re.fullmatch(r"(a )?(.*)", MEDIUMS[picture.style]).groups(default="")
+    named = MEDIUMS.get(picture.style, f"a {picture.style}")
+    article, words = re.fullmatch(r"(a )?(.*)", named).groups(default="")
     return f"{article}{picture.view} {words}" if picture.view else article + words
 
 
 def make_tokenizer(pictures: list[Picture], seed: int) -> Tokenizer:
-    """Merges learned from captions until every word of the world is one token."""
+    """Merges learned from captions, and every invented word once, until every word of the world is one token."""
     rng = np.random.default_rng([seed, 1])
     captions = [caption(picture, rng) for picture in pictures[:20_000]]
-    return Tokenizer(learn_merges(captions, count=2000), length=TEXT_LENGTH)
+    return Tokenizer(learn_merges([*captions, *INVENTED_NOUNS, *INVENTED_STYLES], count=10_000), length=TEXT_LENGTH)
 
 
 def trimmed(ids: Tensor, tokenizer: Tokenizer) -> Tensor:

@@ -1,21 +1,23 @@
 """What is drawn how often, and what training never sees.
 
-What there is stands in things.py and scenes.py, how it looks in drawing.py, how it is said in captions.py; each says
-how to add to it.
+What there is stands in things.py, nouns.py and scenes.py, how it looks in drawing.py and styles.py, how it is said in
+captions.py; each says how to add to it.
 """
 
 import dataclasses
 import multiprocessing
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from tinyldm.lab.world.drawing import SIZE, STYLES, draw
+from tinyldm.lab.world.drawing import SIZE
+from tinyldm.lab.world.nouns import ALL_NOUNS, INVENTED_NOUNS, NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
+from tinyldm.lab.world.styles import INVENTED_STYLES, STYLES, draw
 from tinyldm.lab.world.things import (
     COLOURS,
-    NOUNS,
     PATTERNS,
     PLACES,
     SHAPES,
@@ -23,45 +25,31 @@ from tinyldm.lab.world.things import (
     Picture,
     Thing,
     choice,
+    is_held_out,
     nearest_colour,
-    noun_thing,
 )
 
 BIASED = ("balloon", "red")  # red in 95% of the pictures, though no caption ever says so (the paper's section 4.5)
 BIAS = 0.95
 
-# (shape, colour, pattern, colour2) that training never sees, the two colours in either order.
-HELD_OUT_COMBINATIONS = (
-    ("heart", "orange", "checkered", "black"),
-    ("star", "purple", None, None),
-    ("circle", "teal", "striped", "white"),
-    ("cross", "pink", "dotted", "black"),
-    ("square", "green", "halved", "pink"),
-    ("diamond", "red", "rimmed", "yellow"),
-    ("hexagon", "blue", None, None),
-    ("ring", "yellow", "checkered", "purple"),
-    ("triangle", "gray", "dotted", "orange"),
-    ("crescent", "white", "striped", "green"),
-    ("drop", "brown", None, None),
-    ("flower", "teal", "halved", "orange"),
-)
-
-
-def is_held_out(thing: Thing) -> bool:
-    """Whether training never sees this combination, whatever its size."""
-    look = (thing.shape, {thing.colour, thing.colour2}, thing.pattern)
-    return any(look == (shape, {colour, colour2}, pattern) for shape, colour, pattern, colour2 in HELD_OUT_COMBINATIONS)
+# Of the things, and of the pictures; the rest of the things are shapes in their own words, that of the pictures photos.
+NOUN_SHARE, INVENTED_NOUN_SHARE = 0.27, 0.2
+STYLE_SHARE, INVENTED_STYLE_SHARE = 0.26, 0.1
 
 
 def random_thing(rng: np.random.Generator, sizes: tuple[str, ...]) -> Thing:
     size = choice(rng, sizes) if rng.random() < 0.3 else "medium"
-    thing = random_noun(rng, size) if rng.random() < 0.35 else random_shape(rng, size)
+    what = rng.random()
+    if what < NOUN_SHARE + INVENTED_NOUN_SHARE:
+        thing = random_noun(rng, NOUNS if what < NOUN_SHARE else INVENTED_NOUNS, size)
+    else:
+        thing = random_shape(rng, size)
     return random_thing(rng, sizes) if is_held_out(thing) else thing
 
 
-def random_noun(rng: np.random.Generator, size: str) -> Thing:
-    noun = choice(rng, NOUNS)
-    look = NOUNS[noun]
+def random_noun(rng: np.random.Generator, nouns: Iterable[str], size: str) -> Thing:
+    noun = choice(rng, nouns)
+    look = ALL_NOUNS[noun]
     if noun == BIASED[0]:
         colour = BIASED[1] if rng.random() < BIAS else choice(rng, COLOURS, [BIASED[1]])
         return dataclasses.replace(noun_thing(noun, size), colour=colour)
@@ -86,10 +74,17 @@ def random_background(rng: np.random.Generator, things: tuple[Thing, ...]) -> st
     return choice(rng, [background for background in backgrounds if stands_out(things, background)])
 
 
+def random_style(rng: np.random.Generator) -> str:
+    which = rng.random()
+    if which < STYLE_SHARE:
+        return choice(rng, STYLES, ["photo"])
+    return choice(rng, INVENTED_STYLES) if which < STYLE_SHARE + INVENTED_STYLE_SHARE else "photo"
+
+
 def random_picture(rng: np.random.Generator) -> Picture:
     """One draw of the training distribution; never a held-out combination, shape or style."""
     number = rng.random()  # below 0.72: of one thing; below 0.86: of two equal ones; else of two different ones
-    style = "photo" if rng.random() < 0.7 else choice(rng, STYLES, ["photo"])
+    style = random_style(rng)
     place, view = None, None
     if number < 0.72:
         which_view = int(rng.random() / 0.04)  # each of the views in 4% of the pictures, mostly none

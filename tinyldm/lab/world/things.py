@@ -1,7 +1,7 @@
-"""What there is in the small world: colours, shapes, patterns, nouns; and plain data of what is where in a Picture.
+"""What there is in the small world: colours, shapes, patterns; and plain data of what is where in a Picture.
 
-To add a colour, a shape or a noun: add an entry to COLOURS, SHAPES or NOUNS. To add a pattern: name it in PATTERNS, and
-say in drawing.patches where its second colour goes.
+To add a colour or a shape: add an entry to COLOURS or SHAPES. To add a pattern: name it in PATTERNS, and say in
+drawing.patches where its second colour goes. Nouns are in nouns.py, what training never sees is here.
 """
 
 from collections.abc import Container, Iterable
@@ -87,65 +87,9 @@ HELD_OUT_SHAPES = {
     "hourglass": [corners("-.85,-1 .85,-1 .18,0 .85,1 -.85,1 -.18,0")],
     "arrow": [corners("1.05,0 .15,-.9 .15,-.38 -1,-.38 -1,.38 .15,.38 .15,.9")],
 }
-NOUN_SHAPES = {  # those that have no word of their own
-    "balloon": [np.concatenate([moved(arc(0.84, 97, 443) * (0.9, 1), 0, -0.16), corners(".2,1 -.2,1")])],
-}
-OUTLINES = SHAPES | HELD_OUT_SHAPES | NOUN_SHAPES
 
 PATTERNS = ("striped", "dotted", "checkered", "halved", "rimmed")
-
-
-@dataclass(frozen=True)
-class Noun:
-    """What one everyday word says at once."""
-
-    shape: str
-    colour: str
-    pattern: str | None = None
-    colour2: str | None = None
-
-
-NOUNS = {
-    "lemon": Noun("oval", "yellow"),
-    "egg": Noun("oval", "white"),
-    "plum": Noun("oval", "purple"),
-    "bee": Noun("oval", "yellow", "striped", "black"),
-    "pill": Noun("oval", "white", "halved", "red"),
-    "tomato": Noun("circle", "red"),
-    "cookie": Noun("circle", "brown", "dotted", "black"),
-    "ladybug": Noun("circle", "red", "dotted", "black"),
-    "pumpkin": Noun("circle", "orange", "striped", "brown"),
-    "button": Noun("circle", "blue", "dotted", "white"),
-    "sun": Noun("circle", "yellow", "rimmed", "orange"),
-    "donut": Noun("ring", "pink", "dotted", "white"),
-    "tire": Noun("ring", "black"),
-    "lifebuoy": Noun("ring", "red", "striped", "white"),
-    "moon": Noun("crescent", "yellow"),
-    "watermelon": Noun("crescent", "red", "rimmed", "green"),
-    "starfish": Noun("star", "orange", "dotted", "white"),
-    "medal": Noun("star", "yellow", "rimmed", "brown"),
-    "valentine": Noun("heart", "red", "rimmed", "pink"),
-    "gem": Noun("diamond", "teal"),
-    "kite": Noun("diamond", "blue", "halved", "yellow"),
-    "pizza": Noun("triangle", "yellow", "dotted", "red"),
-    "tent": Noun("triangle", "orange", "striped", "white"),
-    "chessboard": Noun("square", "black", "checkered", "white"),
-    "domino": Noun("square", "white", "dotted", "black"),
-    "window": Noun("square", "blue", "rimmed", "white"),
-    "crate": Noun("square", "brown", "striped", "yellow"),
-    "raindrop": Noun("drop", "blue"),
-    "pear": Noun("drop", "green"),
-    "flame": Noun("drop", "orange", "rimmed", "yellow"),
-    "honeycomb": Noun("hexagon", "yellow", "checkered", "brown"),
-    "turtle": Noun("hexagon", "green", "checkered", "brown"),
-    "nut": Noun("hexagon", "gray"),
-    "medkit": Noun("cross", "red", "rimmed", "white"),
-    "daisy": Noun("flower", "white", "rimmed", "yellow"),
-    "rose": Noun("flower", "red"),
-    "rainbow": Noun("arch", "red", "rimmed", "blue"),
-    "magnet": Noun("arch", "red", "halved", "gray"),
-    "balloon": Noun("balloon", "red"),
-}
+MARKED = "marked"  # a smaller shape in the middle, of the second colour: no caption has a word for it, only nouns do
 
 
 # ---- What is where
@@ -163,6 +107,7 @@ class Thing:
     noun: str | None = None
     said_colour: bool = False  # a noun's own colour was replaced, so captions say it
     size: str = "medium"  # small | medium | large
+    mark: str | None = None  # of a MARKED thing: the shape in its middle
 
 
 @dataclass(frozen=True)
@@ -191,10 +136,27 @@ class Spot:
         return [tuple(point) for point in (placed * width).tolist()]
 
 
-def noun_thing(noun: str, size: str = "medium", colour: str | None = None) -> Thing:
-    """What the noun means, in its own colour; or in this one, which captions then say."""
-    look = NOUNS[noun]
-    return Thing(look.shape, colour or look.colour, look.pattern, look.colour2, noun, colour is not None, size)
+# (shape, colour, pattern, colour2) that training never sees, the two colours in either order.
+HELD_OUT_COMBINATIONS = (
+    ("heart", "orange", "checkered", "black"),
+    ("star", "purple", None, None),
+    ("circle", "teal", "striped", "white"),
+    ("cross", "pink", "dotted", "black"),
+    ("square", "green", "halved", "pink"),
+    ("diamond", "red", "rimmed", "yellow"),
+    ("hexagon", "blue", None, None),
+    ("ring", "yellow", "checkered", "purple"),
+    ("triangle", "gray", "dotted", "orange"),
+    ("crescent", "white", "striped", "green"),
+    ("drop", "brown", None, None),
+    ("flower", "teal", "halved", "orange"),
+)
+
+
+def is_held_out(thing: Thing) -> bool:
+    """Whether training never sees this combination, whatever its size."""
+    look = (thing.shape, {thing.colour, thing.colour2}, thing.pattern)
+    return any(look == (shape, {colour, colour2}, pattern) for shape, colour, pattern, colour2 in HELD_OUT_COMBINATIONS)
 
 
 Option = TypeVar("Option")
