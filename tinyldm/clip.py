@@ -126,15 +126,19 @@ class CLIPTextEmbeddings(nn.Module):
     def forward(self, ids: Tensor, vectors: Tensor | None = None) -> Tensor:
         """ids: (b, n); vectors: (vectors, width), the rows of ids from the vocabulary's size on. -> (b, n, width)."""
         table = self.token_embedding
-        is_old = ids < table.num_embeddings
-        x = table(ids.where(is_old, 0))  # a new word reads row 0 here, and `where` below throws it away
-        if vectors is not None:
+        if vectors is None:
+            # On a GPU, a look at ids would make every step wait for them.
+            if ids.device.type == "cpu" and ids.max() >= table.num_embeddings:
+                found = f"id {int(ids.max())} is past the vocabulary of {table.num_embeddings}"
+                raise ValueError(f"{found}: pass its vectors")
+            x = table(ids)
+        else:
+            is_old = ids < table.num_embeddings
+            x = table(ids.where(is_old, 0))  # a new word reads row 0 here, and `where` below throws it away
             row = (ids - table.num_embeddings).clamp(min=0)
             # F.embedding is rows of a table, and its gradient adds up over every place a row was read: a word
             # used twice in a prompt learns from both.
             x = torch.where(is_old.unsqueeze(-1), x, F.embedding(row, vectors).to(x.dtype))
-        elif not is_old.all():
-            raise ValueError(f"id {int(ids.max())} is past the vocabulary of {table.num_embeddings}: pass its vectors")
         return x + self.position_embedding.weight[: ids.shape[1]]
 
 

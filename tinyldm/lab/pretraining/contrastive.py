@@ -25,12 +25,12 @@ from tinyldm.formats.merges import read_merges, write_merges
 from tinyldm.formats.native import as_metadata
 from tinyldm.images import from_pixels
 from tinyldm.lab.measure.zero_shot import features_of_captions, features_of_pictures
-from tinyldm.lab.pretraining.loop import STATE, Job, Training, autocast, load_average
+from tinyldm.lab.pretraining.loop import STATE, Batch, Job, Training, autocast, load_average
 from tinyldm.lab.pretraining.sizes import PROJECTION, VISION, text_config
 from tinyldm.lab.world.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer, trimmed
-from tinyldm.lab.world.nouns import NOUNS
+from tinyldm.lab.world.nouns import INVENTED_NOUNS, NOUNS
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.styles import STYLES
+from tinyldm.lab.world.styles import INVENTED_STYLES, STYLES
 from tinyldm.lab.world.things import COLOURS, PATTERNS, SHAPES, Picture, choice
 from tinyldm.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ HALF_SEEN = 0.9  # of the steps of the second stage: in these it sees a random h
 GROUP = 16  # pictures of a batch that are of one colour and background
 NEAR_MISSES = 2  # captions a picture, besides all those of the batch's other pictures, that are not true of it
 WAYS_TO_MISS = ("shape", "shape", "pattern", "pattern", "background", "style")  # the harder to see, the oftener
-SHIFT = 4  # pixels, at most, by which a batch is moved, so that pictures are not learned by heart
+SHIFT = 4  # pixels, at most, by which a batch is moved, its edge repeated: pictures are not to be learned by heart
 MAX_LOGIT_SCALE = math.log(100)  # a temperature below 0.01 makes training unstable (section 2.5)
 
 
@@ -63,14 +63,19 @@ def with_patches_halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def half_of_patches(x: Tensor, generator: torch.Generator) -> Tensor:
-    """(b, 1 + n, width) -> (b, 1 + n / 2, width): the class token and, of each picture, a random half of the patches.
+def random_half(b: int, n: int, generator: torch.Generator) -> Tensor:
+    """Of a class token and n patches: the positions that are kept, (b, 1 + n / 2), the class token's first.
 
-    Halving them makes a step more than twice as fast, and no two steps see the same picture (FLIP, arXiv 2212.00794).
+    Halving the patches makes a step more than twice as fast, and no two steps see the same picture (FLIP, arXiv
+    2212.00794).
     """
-    b, n, width = x.shape
-    kept = 1 + torch.rand(b, n - 1, generator=generator).argsort(dim=1)[:, : (n - 1) // 2].to(x.device)
-    return torch.cat([x[:, :1], x.gather(1, repeat(kept, "b n -> b n width", width=width))], dim=1)
+    kept = 1 + torch.rand(b, n, generator=generator).argsort(dim=1)[:, : n // 2]
+    return F.pad(kept, (1, 0))
+
+
+def only(x: Tensor, positions: Tensor) -> Tensor:
+    """(b, n, width) at positions (b, k) -> (b, k, width)"""
+    return x.gather(1, repeat(positions, "b k -> b k width", width=x.shape[2]))
 
 
 def contrastive_loss(logits: Tensor, ids: Tensor) -> Tensor:
@@ -117,9 +122,12 @@ def near_miss(picture: Picture, rng: np.random.Generator) -> Picture:
     if what == "background":
         return replace(picture, background=choice(rng, [*COLOURS, *SCENES], [picture.background]))
     if what == "style":
-        return replace(picture, style=choice(rng, STYLES, [picture.style]))
+        styles = INVENTED_STYLES if picture.style in INVENTED_STYLES else STYLES
+        return replace(picture, style=choice(rng, styles, [picture.style]))
     if thing.noun:
-        other = replace(thing, noun=choice(rng, NOUNS, [thing.noun]))
+        other = replace(
+            thing, noun=choice(rng, INVENTED_NOUNS if thing.noun in INVENTED_NOUNS else NOUNS, [thing.noun])
+        )
     elif what == "shape":
         other = replace(thing, shape=choice(rng, SHAPES, [thing.shape]))
     else:
@@ -154,28 +162,33 @@ def train_clip(job: Job) -> bool:
     training = Training(folder, model, recipe, job.seed, device)
     groups, embeddings = groups_alike(job.pictures), model.vision_model.embeddings
 
-    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(step: int, rng: np.random.Generator, generator: torch.Generator) -> Batch:
+        rows = rows_alike(groups, recipe.batch, rng)
+        ids = tokenizer(captions_and_near_misses([job.pictures[i] for i in rows], rng))
+        x, y = (np.arange(VISION.size) + rng.integers(-SHIFT, SHIFT + 1, size=(2, 1))).clip(0, VISION.size - 1)
+        batch = {
+            "pictures": normalize(from_pixels(job.pixels[rows][:, y][:, :, x])),
+            "ids": trimmed(ids, tokenizer) if device == "cpu" else ids,
+        }
+        if is_fine and step < HALF_SEEN * recipe.steps:
+            batch["kept"] = random_half(len(rows), (VISION.size // VISION.patch) ** 2, generator)
+        return batch
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():  # here, since the last step may have brought it above
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        sees_half = is_fine and training.step < HALF_SEEN * recipe.steps
-        rows = rows_alike(groups, recipe.batch, rng)
-        ids = tokenizer(captions_and_near_misses([job.pictures[i] for i in rows], rng)).to(device)
-        x, y = rng.integers(2 * SHIFT + 1, size=2)
-        batch = F.pad(from_pixels(job.pixels[rows].to(device)), [SHIFT] * 4, mode="replicate")
-        batch = batch[:, :, y : y + VISION.size, x : x + VISION.size]
+        ids, kept = batch["ids"], batch.get("kept")
         with autocast(device):
-            # Between embeddings and encoder half of the patches go; clip.py need not know.
-            hook = embeddings.register_forward_hook(
-                lambda _, inputs, x: half_of_patches(x, generator) if sees_half else x
-            )
+            # Between embeddings and encoder half of the patches go; clip_image.py need not know.
+            hook = embeddings.register_forward_hook(lambda _, inputs, x: x if kept is None else only(x, kept))
             # Training takes the plain kernel on a CPU; with 257 positions the fused one is twice as fast.
-            many = device == "cpu" and is_fine and not sees_half
+            many = device == "cpu" and is_fine and kept is None
             with sdpa_kernel([SDPBackend.FLASH_ATTENTION]) if many else contextlib.nullcontext():
-                image_features = model.image_features(normalize(batch))
+                image_features = model.image_features(batch["pictures"])
             hook.remove()
-            text_features = model.text_features(trimmed(ids, tokenizer))
+            text_features = model.text_features(ids)
         logits = model.logits(image_features.float(), text_features.float())
-        accuracy = (logits.argmax(dim=1) == torch.arange(len(rows), device=device)).float().mean()
+        accuracy = (logits.argmax(dim=1) == torch.arange(len(logits), device=device)).float().mean()
         return {"loss": contrastive_loss(logits, ids), "accuracy": accuracy}
 
     def sheet() -> None:
@@ -183,7 +196,7 @@ def train_clip(job: Job) -> bool:
             rows = retrieved(averaged, tokenizer, job.pixels[:1000], SHEET_PROMPTS)
         training.save_sheet(rows, SHEET_PROMPTS)
 
-    return training.run(loss_of, sheet, job.stop_at)
+    return training.run(draw, loss_of, sheet, job.stop_at)
 
 
 def retrieved(model: CLIP, tokenizer: Tokenizer, pixels: Tensor, prompts: list[str]) -> list[list[Image.Image]]:

@@ -3,9 +3,11 @@
 import contextlib
 import csv
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tinyldm import InputError
@@ -71,6 +74,56 @@ class Job:
         return self.out / self.stage
 
 
+Batch = dict[str, Tensor]
+Draw = Callable[[int, np.random.Generator, torch.Generator], Batch]  # everything random in a step, on the CPU
+Loss = Callable[[Batch], dict[str, Tensor]]  # of a batch on the device: "loss", and what else is to be logged
+
+
+class Batches(Dataset):
+    """The batch of every step. Each has generators of its own, so it is the same whichever process draws it, and a
+    resumed run draws what an uninterrupted one would have drawn."""
+
+    def __init__(self, draw: Draw, seed: int):
+        self.draw, self.seed = draw, seed
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step])
+        return self.draw(step, rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
+
+
+class Recorded:
+    """A step on a GPU, recorded as a CUDA graph and replayed: most of its three thousand kernels take less time than
+    Python takes to start one. It is recorded anew for a batch of other names or shapes."""
+
+    EAGER_STEPS = 3  # before it is recorded: in them libraries choose their kernels, and optimisers make their state
+
+    def __init__(self, step: Loss):
+        self.step, self.steps, self.shapes = step, 0, None
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """batch: on the CPU."""
+        if (shapes := {name: x.shape for name, x in batch.items()}) != self.shapes:
+            self.shapes, self.steps, self.graph = shapes, 0, None
+        self.steps += 1
+        if self.steps <= self.EAGER_STEPS:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                losses = self.step({name: x.to("cuda") for name, x in batch.items()})
+            torch.cuda.current_stream().wait_stream(side)
+            return losses
+        if self.graph is None:
+            self.batch = {name: x.to("cuda") for name, x in batch.items()}
+            self.graph = torch.cuda.CUDAGraph()
+            # The thread that brings the next batches may meanwhile ask CUDA for memory.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.losses = self.step(self.batch)
+        for name, x in batch.items():
+            self.batch[name].copy_(x, non_blocking=True)
+        self.graph.replay()
+        return {name: loss.clone() for name, loss in self.losses.items()}
+
+
 class Training:
     """One stage: parameters, their moving average, the optimisers, and the files to go on from."""
 
@@ -81,11 +134,17 @@ class Training:
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         # Muon is for matrices. An embedding is a table, of whose rows a step sees few; norms and biases are vectors.
         tables = {name for name, p in self.parameters.items() if p.ndim < 2 or "embedding" in name}
-        options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        # A recorded step reads the rate from where it was when it was recorded, so there it is a number on the GPU.
+        on_gpu = device == "cuda"
+        self.lr = torch.tensor(recipe.lr, device=device) if on_gpu else recipe.lr
+        options = {"lr": self.lr, "weight_decay": recipe.weight_decay}
         self.optimizers = [
             Muon([p for name, p in self.parameters.items() if name not in tables], **options),
             torch.optim.AdamW(
-                [p for name, p in self.parameters.items() if name in tables], betas=(0.9, 0.99), **options
+                [p for name, p in self.parameters.items() if name in tables],
+                betas=(0.9, 0.99),
+                capturable=on_gpu,
+                **options,
             ),
         ]
         self.step = 0
@@ -93,21 +152,21 @@ class Training:
         if (folder / STATE).exists():
             self.resume()
 
-    def run(
-        self,
-        loss_of: Callable[[np.random.Generator, torch.Generator], dict[str, Tensor]],
-        sheet: Callable[[], None],
-        stop_at: float,
-    ) -> bool:
-        """Train until done (True) or the clock says stop (False). `loss_of` draws a batch and gives its losses."""
+    def run(self, draw: Draw, loss_of: Loss, sheet: Callable[[], None], stop_at: float) -> bool:
+        """Train until done (True) or the clock says stop (False)."""
+        take_step = partial(self.take_step, loss_of)
+        if self.device == "cuda":
+            take_step = Recorded(take_step)
         bar = tqdm(total=self.recipe.steps, initial=self.step, desc=self.folder.name)
         log = open(self.folder / "loss.csv", "a", newline="")  # noqa: SIM115
         rows, running = csv.writer(log), {}
         try:
-            while self.step < self.recipe.steps and time.monotonic() < stop_at:
-                losses = self.update(loss_of)
+            for batch in self.batches(draw):
+                if time.monotonic() >= stop_at:
+                    break
+                losses = self.update(batch, take_step)
                 for name, loss in losses.items():
-                    running.setdefault(name, []).append(loss.detach())
+                    running.setdefault(name, []).append(loss)
                 bar.update()
                 if self.step % 50 == 0:
                     means = {name: float(torch.stack(values).mean()) for name, values in running.items()}
@@ -127,25 +186,39 @@ class Training:
             self.save()
         return self.step >= self.recipe.steps
 
-    def update(self, loss_of: Callable) -> dict[str, Tensor]:
-        # Every step has generators of its own, so a resumed run draws what an uninterrupted one would have drawn.
-        rng = np.random.default_rng([self.seed, self.step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    def batches(self, draw: Draw) -> DataLoader:
+        """Those of the steps to come. A GPU would wait for captions and ids longer than it computes, so there other
+        processes draw ahead; on a CPU they would take its cores."""
+        steps, ahead = range(self.step, self.recipe.steps), {}
+        if self.device == "cuda":
+            workers = max(1, min(8, (os.cpu_count() or 2) - 2))
+            ahead = {"num_workers": workers, "prefetch_factor": 8, "multiprocessing_context": "fork"}
+        batches = Batches(draw, self.seed)
+        return DataLoader(batches, batch_size=None, sampler=steps, pin_memory=self.device == "cuda", **ahead)
+
+    def update(self, batch: Batch, take_step: Loss) -> dict[str, Tensor]:
+        """A step on the parameters and on their average. -> its losses"""
+        if self.device == "cuda":
+            self.lr.fill_(self.recipe.lr_at(self.step))
         for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
-        with sdpa_kernel([SDPBackend.MATH]) if self.device == "cpu" else contextlib.nullcontext():
-            # On two cores and 64 positions the plain kernel is a third faster than the fused one.
-            losses = loss_of(rng, generator)
-            losses["loss"].backward()
-        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = self.lr if self.device == "cuda" else self.recipe.lr_at(self.step)
+        losses = take_step(batch)
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         averages = list(self.ema.values())
         torch._foreach_lerp_(averages, [p.detach() for p in self.parameters.values()], 1 - decay)
         self.step += 1
         return losses
+
+    def take_step(self, loss_of: Loss, batch: Batch) -> dict[str, Tensor]:
+        with sdpa_kernel([SDPBackend.MATH]) if self.device == "cpu" else contextlib.nullcontext():
+            # On two cores and 64 positions the plain kernel is a third faster than the fused one.
+            losses = loss_of({name: x.to(self.device) for name, x in batch.items()})
+            losses["loss"].backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return {name: loss.detach() for name, loss in losses.items()}
 
     @contextlib.contextmanager
     def averaged(self):
@@ -202,7 +275,7 @@ class Training:
             if name in moment1:
                 (adam if name in moment2 else muon)[p] = {"exp_avg": torch.empty_like(p).copy_(moment1[name])}
             if name in moment2:
-                adam[p]["step"] = torch.tensor(float(self.step))
+                adam[p]["step"] = torch.tensor(float(self.step), device=self.device)
                 adam[p]["exp_avg_sq"] = torch.empty_like(p).copy_(moment2[name])
 
 

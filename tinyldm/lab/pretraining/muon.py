@@ -18,7 +18,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self, parameters: Iterable[nn.Parameter], lr: float | Tensor, momentum: float = 0.95, weight_decay: float = 0.01
     ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
                 directions = orthogonalized(torch.stack([self.with_momentum(p, group["momentum"]) for p in parameters]))
                 for p, direction in zip(parameters, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_(direction.reshape(p.shape), alpha=group["lr"] * 0.2 * max(m, n) ** 0.5)
+                    p.sub_(group["lr"] * (0.2 * max(m, n) ** 0.5) * direction.reshape(p.shape))
 
     def with_momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
         """The gradient's moving average, brought up to date, and Nesterov's step ahead of it: (m, n)."""

@@ -13,6 +13,7 @@ from tinyldm.unet import UNetConfig
 # ---- The diffusion model
 
 AUTOENCODER = AutoencoderConfig(channels=(32, 48, 96, 128), blocks=1, latent_channels=12, norm_groups=4)
+LATENT = (AUTOENCODER.latent_channels, SIZE // 8, SIZE // 8)
 TEXT_WIDTH = 128
 UNET = UNetConfig(
     latent_channels=AUTOENCODER.latent_channels,

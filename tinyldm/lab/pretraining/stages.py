@@ -23,8 +23,8 @@ from tinyldm.formats.untrusted import first_sentence
 from tinyldm.images import from_pixels, to_images
 from tinyldm.lab.measure.report import rows_of_samples
 from tinyldm.lab.pretraining.contrastive import train_clip
-from tinyldm.lab.pretraining.loop import STATE, Job, Recipe, Training, autocast, load_average
-from tinyldm.lab.pretraining.sizes import AUTOENCODER, DEFAULTS, SCHEDULE, UNET, text_config
+from tinyldm.lab.pretraining.loop import STATE, Batch, Job, Recipe, Training, autocast, load_average
+from tinyldm.lab.pretraining.sizes import AUTOENCODER, DEFAULTS, LATENT, SCHEDULE, UNET, text_config
 from tinyldm.lab.world.captions import SHEET_PROMPTS, TEXT_LENGTH, caption, make_tokenizer, trimmed
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.tokenizer import Tokenizer
@@ -47,15 +47,17 @@ def train_autoencoder(job: Job) -> bool:
     training = Training(job.stage_folder, AutoencoderKL(AUTOENCODER), recipe, job.seed, device)
     model = training.model
 
-    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(_step: int, rng: np.random.Generator, generator: torch.Generator) -> Batch:
         rows = rng.integers(len(job.pixels), size=recipe.batch)
-        batch = from_pixels(job.pixels[rows].to(device))
+        return {"pixels": job.pixels[rows], "eps": torch.randn(recipe.batch, *LATENT, generator=generator)}
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        pictures = from_pixels(batch["pixels"])
         with autocast(device):
-            mean, log_variance = model.encode(batch)
-            eps = torch.randn(mean.shape, generator=generator).to(device)
-            decoded = model.decode(model.sample(mean.float(), log_variance.float(), eps)).float()
+            mean, log_variance = model.encode(pictures)
+            decoded = model.decode(model.sample(mean.float(), log_variance.float(), batch["eps"])).float()
         mean, log_variance = mean.float(), log_variance.float()
-        l1, mse = F.l1_loss(decoded, batch), F.mse_loss(decoded, batch)
+        l1, mse = F.l1_loss(decoded, pictures), F.mse_loss(decoded, pictures)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return {"loss": l1 + mse + KL_WEIGHT * kl, "mse": mse, "kl": kl}
 
@@ -65,7 +67,7 @@ def train_autoencoder(job: Job) -> bool:
             decoded = model.decode(model.encode(batch)[0])
         training.save_sheet([to_images(batch), to_images(decoded)], ["pictures", "decoded"])
 
-    return training.run(loss_of, sheet, job.stop_at)
+    return training.run(draw, loss_of, sheet, job.stop_at)
 
 
 def standardized_autoencoder(out: Path, pixels: Tensor, device: str) -> AutoencoderKL:
@@ -144,7 +146,7 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
     training = Training(folder, denoiser, recipe, job.seed, device)
     model = training.model
 
-    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(_step: int, rng: np.random.Generator, generator: torch.Generator) -> Batch:
         rows = rng.integers(len(job.pictures), size=recipe.batch)
         captions = ["" if rng.random() < EMPTY_CAPTIONS else caption(job.pictures[i], rng) for i in rows]
         ids = tokenizer(captions)
@@ -153,10 +155,12 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
         z_0 = autoencoder.sample(mean, log_variance, torch.randn(mean.shape, generator=generator))
         eps = torch.randn(z_0.shape, generator=generator)
         t = SCHEDULE.draw_timesteps(len(rows), generator)
-        z_t, target = SCHEDULE.add_noise(z_0, eps, t), SCHEDULE.target(z_0, eps, t)
+        return {"z_t": SCHEDULE.add_noise(z_0, eps, t), "target": SCHEDULE.target(z_0, eps, t), "t": t, "ids": ids}
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
         with autocast(device):
-            output = model(z_t.to(device), t.to(device), ids.to(device))
-        return {"loss": F.mse_loss(output.float(), target.to(device))}
+            output = model(batch["z_t"], batch["t"], batch["ids"])
+        return {"loss": F.mse_loss(output.float(), batch["target"])}
 
     def sheet() -> None:
         with training.averaged() as averaged:
@@ -166,7 +170,7 @@ def train_diffusion(job: Job, frozen_text_encoder: dict[str, Tensor] | None = No
             rows = rows_of_samples(parts)
         training.save_sheet(rows, SHEET_PROMPTS)
 
-    return training.run(loss_of, sheet, job.stop_at)
+    return training.run(draw, loss_of, sheet, job.stop_at)
 
 
 # ---- A decoder of what the UNet makes
@@ -190,32 +194,45 @@ def train_decoder(job: Job) -> bool:
     chances = np.array([shares[style] / counts[style] for style in styles])
     chances /= chances.sum()  # of a few pictures none may be of a fine style
 
-    def as_the_unet_makes_it(batch: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
-        with torch.no_grad(), autocast(device):
-            mean, log_variance = autoencoder.encode(batch)
-            eps, eps_0 = torch.randn(2, *mean.shape, generator=generator).to(device)
-            z_0 = autoencoder.sample(mean.float(), log_variance.float(), eps_0)
-            t = torch.randint(FINISHING, (len(z_0),), generator=generator).to(device)
-            z_t = SCHEDULE.add_noise(z_0, eps, t)
-            return SCHEDULE.predict_z_0(z_t, denoiser(z_t, t, tokenizer(captions).to(device)).float(), t)
-
-    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(_step: int, rng: np.random.Generator, generator: torch.Generator) -> Batch:
         rows = rng.choice(len(job.pictures), size=recipe.batch, p=chances)
-        batch = from_pixels(job.pixels[rows].to(device))
-        z_0 = as_the_unet_makes_it(batch, [caption(job.pictures[i], rng) for i in rows], generator)
+        ids = tokenizer([caption(job.pictures[i], rng) for i in rows])
+        return {"pixels": job.pixels[rows], "ids": ids} | finishing_noise(len(rows), generator)
+
+    def as_the_unet_makes_it(pictures: Tensor, batch: Batch) -> Tensor:
+        with torch.no_grad(), autocast(device):
+            mean, log_variance = autoencoder.encode(pictures)
+            z_0 = autoencoder.sample(mean.float(), log_variance.float(), batch["eps_0"])
+            z_t = batch["signal"] * z_0 + batch["noise"] * batch["eps"]
+            v = denoiser(z_t, batch["t"], batch["ids"]).float()
+            return SCHEDULE.z_0_at(z_t, v, batch["signal"], batch["noise"])
+
+    def loss_of(batch: Batch) -> dict[str, Tensor]:
+        pictures = from_pixels(batch["pixels"])
+        z_0 = as_the_unet_makes_it(pictures, batch)
         with autocast(device):
             decoded = autoencoder.decode(z_0).float()
-        l1, mse = F.l1_loss(decoded, batch), F.mse_loss(decoded, batch)
+        l1, mse = F.l1_loss(decoded, pictures), F.mse_loss(decoded, pictures)
         return {"loss": l1 + mse, "mse": mse}
 
     def sheet() -> None:
         with training.averaged(), torch.no_grad():
-            batch = from_pixels(job.pixels[:12].to(device))
-            finished = as_the_unet_makes_it(batch, [""] * len(batch), torch.Generator().manual_seed(job.seed))
-            rows = [to_images(x) for x in (batch, autoencoder.decode(finished))]
+            pictures = from_pixels(job.pixels[:12].to(device))
+            batch = finishing_noise(len(pictures), torch.Generator().manual_seed(job.seed))
+            batch |= {"ids": tokenizer([""] * len(pictures))}
+            finished = as_the_unet_makes_it(pictures, {name: x.to(device) for name, x in batch.items()})
+            rows = [to_images(x) for x in (pictures, autoencoder.decode(finished))]
         training.save_sheet(rows, ["pictures", "noised, denoised and decoded"])
 
-    return training.run(loss_of, sheet, job.stop_at)
+    return training.run(draw, loss_of, sheet, job.stop_at)
+
+
+def finishing_noise(count: int, generator: torch.Generator) -> Batch:
+    """What is random in a decoder's batch besides its pictures and captions."""
+    t = torch.randint(FINISHING, (count,), generator=generator)
+    eps_0, eps = torch.randn(2, count, *LATENT, generator=generator)
+    signal, noise = SCHEDULE.scales(t, eps)
+    return {"t": t, "signal": signal, "noise": noise, "eps_0": eps_0, "eps": eps}
 
 
 # ---- All stages, in their order
@@ -225,7 +242,7 @@ STAGES: dict[str, tuple[Recipe, Callable[[Job], bool]]] = {
     "clip": (Recipe(steps=5000, batch=128, lr=2e-3), train_clip),
     "fine-clip": (Recipe(steps=2800, batch=128, lr=1.5e-3, pictures=120_000), train_clip),
     "autoencoder": (Recipe(steps=2000, batch=32, lr=2e-3), train_autoencoder),
-    "diffusion": (Recipe(steps=15_000, batch=64, lr=2e-3, restart=9000), train_diffusion),
+    "diffusion": (Recipe(steps=15_000, batch=128, lr=2e-3, pictures=120_000, restart=9000), train_diffusion),
     "decoder": (Recipe(steps=3500, batch=32, lr=1e-3), train_decoder),
 }
 
