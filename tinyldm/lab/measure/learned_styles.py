@@ -8,7 +8,7 @@ from PIL import Image
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.images import to_images, to_tensor
 from tinyldm.lab.measure.judge import Judge
-from tinyldm.lab.measure.learning import Training, in_parallel, model_with, word_for
+from tinyldm.lab.measure.learning import Training, in_parallel, model_with, tell, word_for
 from tinyldm.lab.measure.questions import in_style, true_pictures_in_style
 from tinyldm.lab.measure.sampling import as_shares, ask, decoded, in_rows, judged, save_judged
 from tinyldm.lab.measure.words import means_of
@@ -33,12 +33,12 @@ def report_styles(training: Training, judge: Judge, sheets: Path | None) -> dict
     figures = {}
     for style in HELD_OUT_STYLES:
         drawn, questions = true_pictures_in_style(style), in_style("S*", style)
-        print(f"{style}, the world's own: {as_shares(judged(judge, questions, drawn))}")
+        tell(f"{style}, the world's own: {as_shares(judged(judge, questions, drawn))}")
         kept = to_images(decoded(model, to_tensor(drawn)))
-        print(f"{style}, decoded: {as_shares(judged(judge, questions, kept))}", flush=True)
+        tell(f"{style}, decoded: {as_shares(judged(judge, questions, kept))}")
         learned = [next(results) for _ in range(training.seeds)]
         figures[style] = means_of([passed for passed, _ in learned])
-        print(f"{style}, learned: {as_shares(figures[style])}", flush=True)
+        tell(f"{style}, learned: {as_shares(figures[style])}")
         images = [*drawn, *(image for _, of_seed in learned for image in of_seed)]
         save_judged(sheets, f"style-{style.replace(' ', '-')}.png", in_rows(images, 16))
     return figures

@@ -86,3 +86,9 @@ def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], what:
     finally:  # of an error or Ctrl-C too: what has not begun never does
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def tell(line: str) -> None:
+    """Print a line above the progress bar of `in_parallel`."""
+    with tqdm.external_write_mode():
+        print(line, flush=True)

@@ -12,7 +12,7 @@ from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.images import to_images, to_tensor
 from tinyldm.lab.measure.colours import EDGE, contrast_of
 from tinyldm.lab.measure.judge import Judge
-from tinyldm.lab.measure.learning import Training, in_parallel, model_with, word_for
+from tinyldm.lab.measure.learning import Training, in_parallel, model_with, tell, word_for
 from tinyldm.lab.measure.questions import on_backgrounds, true_pictures
 from tinyldm.lab.measure.sampling import ask, decoded, save_judged
 from tinyldm.lab.world.captions import name_of
@@ -93,9 +93,9 @@ def report_outlines(training: Training, judge: Judge, sheets: Path | None) -> di
         line = f"{name_of(thing)}: colours {colours:.0%}, IoU {figures[thing.shape]:.2f}"
         line += f"; decoded true pictures {mean_overlap(true, thing.shape):.2f}"
         line += f"; other outlines {np.mean(list(others.values())):.2f}, {nearest} {others[nearest]:.2f}"
-        print(line, flush=True)
+        tell(line)
         rows += [images for _, images in learned]
     save_judged(sheets, "outlines.png", rows)
     for what, some in (("unseen", UNSEEN_SHAPES), ("known", KNOWN_SHAPES)):
-        print(f"mean IoU of {len(some)} {what} shapes: {np.mean([figures[thing.shape] for thing in some]):.2f}")
+        tell(f"mean IoU of {len(some)} {what} shapes: {np.mean([figures[thing.shape] for thing in some]):.2f}")
     return figures

@@ -15,7 +15,7 @@ from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.lab import ROOT
 from tinyldm.lab.measure.judge import Judge
-from tinyldm.lab.measure.learning import Training, in_parallel, learn, model_with, word_for
+from tinyldm.lab.measure.learning import Training, in_parallel, learn, model_with, tell, word_for
 from tinyldm.lab.measure.questions import Question, combined, on_backgrounds
 from tinyldm.lab.measure.sampling import as_shares, ask, in_rows, save_judged
 from tinyldm.lab.world.captions import name_of
@@ -59,13 +59,13 @@ def report_words(
     for thing in things:
         said = name_of(thing)
         if plain:
-            print(f"{said}, in plain words: {as_shares(next(results).shares)}", flush=True)
+            tell(f"{said}, in plain words: {as_shares(next(results).shares)}")
         learned = [next(results) for _ in range(training.seeds)]
         means.append(means_of([answer.shares | {"norm": answer.norm} for answer in learned]))
-        print(f"{said}, learned: {as_figures(means[-1])}", flush=True)
+        tell(f"{said}, learned: {as_figures(means[-1])}")
         rows = [row for answer in learned for row in in_rows(answer.images, 20)]
         save_judged(sheets, f"word-{said.replace(' ', '-')}.png", rows)
-    print(f"mean of {len(things) * training.seeds} words for {len(things)} things: {with_intervals(means)}", flush=True)
+    tell(f"mean of {len(things) * training.seeds} words for {len(things)} things: {with_intervals(means)}")
     return means_of(means)
 
 
