@@ -39,11 +39,12 @@ class Training(NamedTuple):
 def learn(training: Training, folder: Path, out: Path, *more: str) -> Path:
     """The word S*, which train.py learns from a folder of pictures. -> its file.
 
-    more: further options of train.py. Raises InputError if train.py is not there, or refuses to learn.
+    more: further options of train.py, which override the training's. Raises InputError if train.py is not there, or
+    refuses to learn.
     """
     if not (ROOT / "train.py").is_file():
         raise InputError(f"no train.py in {ROOT}, expected the whole project there; clone it and pip install -e .")
-    command = [sys.executable, ROOT / "train.py", *more, *training.options, "--images", folder, "--token", "S*"]
+    command = [sys.executable, ROOT / "train.py", *training.options, *more, "--images", folder, "--token", "S*"]
     command += ["--weights", training.weights, "--out", out]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -95,7 +95,7 @@ def report_outlines(training: Training, judge: Judge, sheets: Path | None) -> di
         line += f"; other outlines {np.mean(list(others.values())):.2f}, {nearest} {others[nearest]:.2f}"
         tell(line)
         rows += [images for _, images in learned]
-    save_judged(sheets, "outlines.png", rows)
+    save_judged(sheets, "outlines.png", rows, [name_of(thing) for thing in things for _ in range(training.seeds)])
     for what, some in (("unseen", UNSEEN_SHAPES), ("known", KNOWN_SHAPES)):
         tell(f"mean IoU of {len(some)} {what} shapes: {np.mean([figures[thing.shape] for thing in some]):.2f}")
     return figures
