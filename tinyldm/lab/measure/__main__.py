@@ -41,9 +41,7 @@ def main(arguments: list[str]) -> None:
     add("--only", choices=PARTS, help="one part (default: all)")
     add("--share", type=share, default=1.0, help="of the pictures of autoencoder and prompts (%(default)s)")
     add("--guidance", type=cli.positive, metavar="SCALE", help="of prompts (default: the checkpoint's)")
-    add(
-        "--seeds", type=cli.whole_number(1, 1000), default=3, metavar="N", help="of a word, but examples' (%(default)s)"
-    )
+    add("--seeds", type=cli.whole_number(1, 1000), default=3, metavar="N", help="to learn a word with (%(default)s)")
     add("--tuning", action="store_true", help="words: of four other objects, to choose settings by, not to report")
     add("--train", type=words_of_a_shell, default=(), metavar="OPTIONS", help='of train.py, in quotes: "--steps 300"')
     add("--sheets", type=cli.path, metavar="DIR", help="write what was judged here")
