@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def model_of(kind: str) -> LatentDiffusion:
         return tiny
     torch.manual_seed(0)
     is_2x = kind == "2.x"
-    text = CLIPTextConfig(**vars(TEXT) | {"activation": "gelu", "skip_last": 1}) if is_2x else TEXT
+    text = replace(TEXT, activation="gelu", skip_last=1) if is_2x else TEXT
     heads = {"heads": None, "head_width": 64, "linear_projections": True} if is_2x else {}
     unet = UNetConfig(channels=(64, 128), attention=(True, False), blocks=1, context_width=128, **heads)
     autoencoder = AutoencoderConfig(channels=(32, 64), blocks=1)
@@ -205,7 +206,7 @@ def train(run, folder, *words: object, steps: int = 40, status: int = 0) -> tupl
     return load_embeddings(folder / "embedding.safetensors")["S*"], np.array([float(row["loss"]) for row in rows])
 
 
-@pytest.mark.parametrize(("dtype", "near"), [("float32", 0.02), ("float16", 0.02), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 0.005), ("float16", 0.005), ("bfloat16", 0.02)])
 def test_a_word_is_learned_as_on_the_cpu(run, tmp_path, dtype, near):
     """Both draw the same batches, so that the losses of every step can be compared."""
     expected, losses_here = train(run, tmp_path / "here", "--device", "cpu")
@@ -214,7 +215,7 @@ def test_a_word_is_learned_as_on_the_cpu(run, tmp_path, dtype, near):
     assert np.isfinite(losses).all() and vectors.isfinite().all()
     assert np.abs(losses / losses_here - 1).max() < near
     assert losses[-10:].mean() < losses[:10].mean()
-    assert direction(vectors - start, expected - start) > 0.9
+    assert direction(vectors - start, expected - start) > 0.99
 
 
 @pytest.mark.parametrize(("first", "second"), [(DEVICE, DEVICE), ("cpu", DEVICE), (DEVICE, "cpu")])
