@@ -64,6 +64,8 @@ WRONG = {
         ("--share nan", "'nan', expected a number above 0"),
         ("--share half", "'half', expected a number above 0"),
         ("--guidance -1", "'-1', expected a number above 0"),
+        ("--seeds 0", f"'0', {PICTURES} 1"),
+        ("--train '", 'argument --train: "\'", no closing quotation; close every quote'),
         ("--sheets file", "File exists: file"),
         ("--samples nowhere/samples.png", "there is no folder 'nowhere'; make it first"),
     ],

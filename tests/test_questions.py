@@ -12,8 +12,9 @@ from tinyldm.lab.measure import questions
 from tinyldm.lab.measure.judge import ANSWERS, load_judge
 from tinyldm.lab.measure.questions import Behind, HasColours, Sees
 from tinyldm.lab.world.captions import with_articles
-from tinyldm.lab.world.styles import draw
-from tinyldm.lab.world.things import COLOURS, Picture, Thing, is_held_out
+from tinyldm.lab.world.distribution import pictures_in_style
+from tinyldm.lab.world.styles import HELD_OUT_STYLES, STYLES, draw
+from tinyldm.lab.world.things import COLOURS, PATTERNS, SHAPES, Picture, Thing, is_held_out
 from tinyldm.tokenizer import Tokenizer
 
 
@@ -42,12 +43,12 @@ def test_every_prompt_has_checks_that_can_be_right_and_words_that_the_model_know
 
 def test_the_prompts_of_a_kind_ask_for_every_answer_there_is():
     for what, question, answers in (
-        ("a {colour} and {colour} {pattern} {shape}", "pattern", set(ANSWERS["pattern"]) - {"plain"}),
+        ("a {colour} and {colour} {pattern} {shape}", "pattern", set(PATTERNS)),
         ("… on the left, at the top, …", "place", set(ANSWERS["place"]) - {"middle"}),
         ("… on the grass, in the snow, …", "scene", set(ANSWERS["scene"]) - {"plain"}),
-        ("a sketch of …, pixel art of …, …", "style", set(ANSWERS["style"]) - {"photo"}),
+        ("a sketch of …, pixel art of …, …", "style", set(STYLES) - {"photo"}),
         ("a small, a large …", "size", {"small", "large"}),
-        ("a {colour} {shape} on a {colour} background", "shape", set(ANSWERS["shape"]) - {"balloon"}),
+        ("a {colour} {shape} on a {colour} background", "shape", set(SHAPES)),
         ("a {noun}", "shape", {"oval", "circle", "balloon", "arch"}),
     ):
         questions_of, count = questions.PROMPTS[what]
@@ -102,6 +103,17 @@ def test_plain_words_are_asked_for_the_one_colour():
     check = question.checks["another colour"]
     for colour in ("red", "blue"):
         assert check(np.asarray(draw(Picture((Thing("star", colour),), "gray", seed=1))), {}) is (colour == "red")
+
+
+@pytest.mark.parametrize("style", HELD_OUT_STYLES)
+def test_a_learned_style_is_asked_of_four_nouns_that_it_was_not_learned_from(style):
+    asked = questions.in_style("S*", style)
+    assert len(asked) == len(questions.true_pictures_in_style(style)) == 64
+    assert {question.prompt for question in asked} >= {"a painting of a lemon in the style of S*"}
+    assert all(can_be_right(check) for question in asked for check in question.checks.values())
+    learned_from = {thing.shape for picture in pictures_in_style(style) for thing in picture.things}
+    shapes = {question.checks["shape"].answer for question in asked}
+    assert len(shapes) == 4 and not shapes & learned_from
 
 
 def test_no_figure_is_of_fewer_than_six_pictures():

@@ -20,7 +20,7 @@ from tinyldm.formats import embeddings
 from tinyldm.formats.checkpoint import GET_MERGES, GET_WEIGHTS, load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.lab.measure.judge import load_judge
-from tinyldm.lab.measure.report import ask_word
+from tinyldm.lab.measure.words import ask_word
 from tinyldm.lab.world.distribution import EXAMPLES as THINGS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

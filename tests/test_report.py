@@ -1,22 +1,18 @@
 """The figures of weights/tiny/README.md on smaller samples, and the command that prints them all."""
 
 import re
-import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from conftest import WEIGHTS
 from PIL import Image
 
-from tinyldm import InputError
-from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.lab.measure import __main__ as command
-from tinyldm.lab.measure import report
+from tinyldm.lab.measure import report, sampling
 from tinyldm.lab.measure.colours import colours_right, spread
 from tinyldm.lab.measure.judge import load_judge
-from tinyldm.lab.world.distribution import EXAMPLES, pictures_of
+from tinyldm.lab.world.distribution import EXAMPLES
 from tinyldm.lab.world.styles import draw
 from tinyldm.lab.world.things import Picture, Thing
 
@@ -60,73 +56,29 @@ def test_seeds_differ_as_in_the_world_and_guidance_burns_no_colour(tiny):
 
 
 @pytest.fixture
-def short(monkeypatch):
-    """Samples in two steps: enough to see what is printed."""
-    load = report.load_checkpoint
-
-    def load_short(path):
-        model = load(path)
-        model.defaults = replace(model.defaults, sampler_steps=2)
-        return model
-
-    monkeypatch.setattr(report, "load_checkpoint", load_short)
-
-
-@pytest.fixture
 def drawn(monkeypatch):
     """Red stars of the world, whatever the model is asked for."""
 
     def sampled(model, prompts, vectors=None, guidance=None):
         return [draw(Picture((Thing("star", "red"),), "gray", seed=seed)) for seed in range(len(prompts))]
 
-    monkeypatch.setattr(report, "sampled", sampled)
+    for module in (sampling, report):
+        monkeypatch.setattr(module, "sampled", sampled)
 
 
-@pytest.fixture
-def learned(monkeypatch):
-    """Words that nothing was learned for, and the pictures they were to be learned from."""
-    folders = []
-
-    def learn(folder, weights, out):
-        folders.append([Image.open(path).copy() for path in sorted(folder.iterdir())])
-        out.mkdir()
-        save_embeddings(out / "embedding.safetensors", {"S*": torch.zeros(1, 128)})
-        return out / "embedding.safetensors"
-
-    monkeypatch.setattr(report, "learn", learn)
-    return folders
-
-
-def test_words_are_reported_beside_plain_words_and_examples_with_their_time(run, tmp_path, short, learned, monkeypatch):
-    thing = Thing("heart", "orange", "checkered", "black")
-    monkeypatch.setattr(command, "OBJECTS", [thing])
-    plain, word = run(MEASURE, "--only", "words", "--sheets", tmp_path).out.splitlines()
-    share = r"\d+%"
-    figures = f"colours {share}, shape {share}, background {share}, a sketch of S\\* {share}, two S\\*s {share}, "
-    assert re.fullmatch(rf"orange and black checkered heart, in plain words: {figures}another colour {share}", plain)
-    assert re.fullmatch(rf"orange and black checkered heart, learned: {figures}another colour {share}", word)
-    assert Image.open(tmp_path / "word-orange-and-black-checkered-heart.png").width > 64
-    assert [image.tobytes() for image in learned[0]] == [draw(p, 256).tobytes() for p in pictures_of(thing)]
-
-    monkeypatch.setattr(report, "EXAMPLES", {name: EXAMPLES[name] for name in ("striped-circle", "bolt")})
-    lines = run(MEASURE, "--only", "examples", "--sheets", tmp_path).out.splitlines()
-    for name, line in zip(report.EXAMPLES, lines, strict=True):
-        shape = "" if name == "bolt" else f"shape {share}, "
-        assert re.fullmatch(rf"{name}: colours {share}, {shape}background {share}, learned in \d+ s", line)
-    assert Image.open(tmp_path / "examples.png").width > 64
-
-
-def test_without_a_part_all_are_reported(run, drawn, learned, monkeypatch):
-    monkeypatch.setattr(command, "OBJECTS", [])
+def test_without_a_part_all_are_reported(run, drawn, monkeypatch):
+    for part in ("words", "outlines", "styles", "examples"):
+        monkeypatch.setattr(command, f"report_{part}", lambda *_, part=part, **__: print(f"{part}: measured"))
     monkeypatch.setattr(report, "EXAMPLES", {})
     monkeypatch.setattr(report, "PROMPTS", dict(list(report.PROMPTS.items())[4:5]))
     lines = run(MEASURE, "--share", 0.02).out.splitlines()
     assert [line.split(":")[0] for line in lines[:5]] == [*["autoencoder"] * 4, '"two {colour} {shape}s", 6 prompts']
-    own, decoded, samples, *of_guidance = lines[5:]
+    own, decoded, samples, *of_guidance = lines[5:-4]
     assert own.replace("the world's own", "samples") == samples != decoded.replace("decoded", "samples")
     assert re.fullmatch(r"variety, samples: centre 0\.\d{3}, area 0\.\d{3}, shade 0\.\d{3}", samples)
     assert len(of_guidance) == 2 * 5 and all(line.startswith("guidance ") for line in of_guidance)
     assert re.fullmatch(r"guidance 1: colour right 100%, off by \d of 255, 0\.0% of values clipped", of_guidance[0])
+    assert lines[-4:] == [f"{part}: measured" for part in ("words", "outlines", "styles", "examples")]
 
 
 def test_guidance_is_that_of_the_prompts(tiny, judge, monkeypatch):
@@ -141,26 +93,6 @@ def test_samples_are_eight_of_each_prompt(run, drawn, tmp_path):
     assert outcome.status == 0 and outcome.out == ""
     with Image.open(tmp_path / "samples.png") as new, Image.open(WEIGHTS / "samples.png") as committed:
         assert new.size == committed.size
-
-
-# ---- train.py
-
-
-def test_what_train_refuses_is_said_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"train\.py: error: no such folder: .*nowhere"):
-        report.learn(tmp_path / "nowhere", WEIGHTS, tmp_path / "word")
-
-
-def test_a_bug_in_train_is_no_input_error(tmp_path, monkeypatch):
-    ended = subprocess.CompletedProcess([], 1, stderr="Traceback: a bug")
-    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: ended)
-    with pytest.raises(RuntimeError, match="Traceback: a bug"):
-        report.learn(tmp_path, WEIGHTS, tmp_path / "word")
-
-
-def test_without_the_scripts_it_says_that_the_project_is_needed(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert "no train.py in" in run(MEASURE, "--only", "examples").error
 
 
 def test_pictures_of_another_size_are_not_the_worlds(run, monkeypatch, tiny):

@@ -23,11 +23,15 @@ def background_colour(pixels: np.ndarray) -> str:
     return Counter(nearest_colour(frame(pixels)).tolist()).most_common(1)[0][0]
 
 
+def contrast_of(pixels: np.ndarray) -> np.ndarray:
+    """How far each pixel is from the background's median colour, (h, w), as a distance in RGB."""
+    background = np.median(frame(pixels), axis=0)
+    return np.linalg.norm(pixels.astype(np.float32) - background, axis=-1)
+
+
 def object_pixels(pixels: np.ndarray) -> np.ndarray:
     """The pixels, (n, 3), that stand out from the background."""
-    background = np.median(frame(pixels), axis=0)
-    distance = np.linalg.norm(pixels.astype(np.float32) - background, axis=-1)
-    return pixels[distance > EDGE]
+    return pixels[contrast_of(pixels) > EDGE]
 
 
 def colours_of(thing: Thing) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
     python -m tinyldm.lab.measure.judge     train it, write weights/tiny/judge.safetensors, print how often it is right
 
 Colours and plain backgrounds need no judge, colours.py measures them; this one is for shapes and patterns, how many,
-where, how large, in which scene and style. Nothing that learns ever sees it.
+where, how large, in which scene and style. It knows the held-out styles too, since nothing that learns ever sees it.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +24,30 @@ from tinyldm.formats.untrusted import first_sentence
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY, file_to_write
 from tinyldm.lab.world.captions import has_background
-from tinyldm.lab.world.distribution import make_pictures
+from tinyldm.lab.world.distribution import RandomPicture, make_pictures, random_picture
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.styles import STYLES
-from tinyldm.lab.world.things import PATTERNS, PLACES, SHAPES, Picture
+from tinyldm.lab.world.styles import HELD_OUT_STYLES, INVENTED_STYLES, STYLES
+from tinyldm.lab.world.things import MARKED, PATTERNS, PLACES, SHAPES, Picture, choice
 
 WEIGHTS = TINY / "judge.safetensors"
 TRAINING_SEED, TEST_SEED = 2_000_003, 3_000_017  # pictures that no other part of the project draws
 BATCH, LR = 96, 2e-3
+HELD_OUT_SHARE = 0.15  # of the pictures it learns from are in a held-out style
+
+OUTLINES = (*SHAPES, "balloon", "other")  # other: an invented noun's own
+SURFACES = ("plain", *PATTERNS, MARKED)
 
 # One answer a question. A picture of one thing has it both left and right.
 ANSWERS = {
     "count": ("one", "two"),
-    "shape": (*SHAPES, "balloon"),
-    "right shape": (*SHAPES, "balloon"),
-    "pattern": ("plain", *PATTERNS),
-    "right pattern": ("plain", *PATTERNS),
+    "shape": OUTLINES,
+    "right shape": OUTLINES,
+    "pattern": SURFACES,
+    "right pattern": SURFACES,
     "size": ("small", "medium", "large"),
     "place": ("middle", *PLACES),
     "scene": ("plain", *SCENES),
-    "style": tuple(STYLES),
+    "style": (*STYLES, *HELD_OUT_STYLES, "invented"),
 }
 
 
@@ -51,14 +56,14 @@ def truth(picture: Picture) -> dict[str, str]:
     left, right = picture.things[0], picture.things[-1]
     return {
         "count": ("one", "two")[len(picture.things) - 1],
-        "shape": left.shape,
-        "right shape": right.shape,
+        "shape": left.shape if left.shape in OUTLINES else "other",
+        "right shape": right.shape if right.shape in OUTLINES else "other",
         "pattern": left.pattern or "plain",
         "right pattern": right.pattern or "plain",
         "size": left.size,
         "place": picture.place or "middle",
         "scene": picture.background if picture.background in SCENES else "plain",
-        "style": picture.style,
+        "style": "invented" if picture.style in INVENTED_STYLES else picture.style,
     }
 
 
@@ -67,6 +72,15 @@ def is_visible(question: str, picture: Picture) -> bool:
     if question in ("size", "place"):
         return picture.view not in ("close-up", "cropped") and len(picture.things) == 1
     return question != "scene" or has_background(picture.style)
+
+
+def in_held_out_style(rng: np.random.Generator) -> Picture:
+    """A draw of the training distribution, but for its style."""
+    return replace(random_picture(rng), style=choice(rng, HELD_OUT_STYLES))
+
+
+def picture_to_judge(rng: np.random.Generator) -> Picture:
+    return in_held_out_style(rng) if rng.random() < HELD_OUT_SHARE else random_picture(rng)
 
 
 class Block(nn.Module):
@@ -133,7 +147,7 @@ def softened(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def train(count: int, steps: int) -> Judge:
     """Cross-entropy over all the questions that a person could answer too."""
     torch.manual_seed(0)
-    pixels, pictures = make_pictures(count, TRAINING_SEED, workers=2)
+    pixels, pictures = make_pictures(count, TRAINING_SEED, workers=2, random=picture_to_judge)
     truths = [truth(picture) for picture in pictures]
     labels = {
         question: torch.tensor(
@@ -161,10 +175,10 @@ def train(count: int, steps: int) -> Judge:
     return judge.eval()
 
 
-def shares_right(judge: Judge, count: int = 3000) -> dict[str, float]:
-    """How often each question is answered rightly, on pictures that it never saw. Shape and pattern: on photos of one
-    thing that is not small, as prompts ask for."""
-    pixels, pictures = make_pictures(count, TEST_SEED)
+def shares_right(judge: Judge, count: int = 3000, random: RandomPicture = random_picture) -> dict[str, float]:
+    """How often each question is answered rightly, on pictures that it never saw. Shape and pattern: of one thing that
+    is not small and whose shape has a name, as prompts ask for, on photos and in held-out styles."""
+    pixels, pictures = make_pictures(count, TEST_SEED, random=random)
     said = [
         answer
         for rows in np.array_split(np.arange(count), count // 100)
@@ -176,31 +190,34 @@ def shares_right(judge: Judge, count: int = 3000) -> dict[str, float]:
             answer[question] == truth(picture)[question]
             for answer, picture in zip(said, pictures, strict=True)
             if is_visible(question, picture)
-            and (("shape" not in question and "pattern" not in question) or is_plain_photo(picture))
+            and (("shape" not in question and "pattern" not in question) or is_plain(picture))
         ]
         shares[question] = float(np.mean(hits))
     return shares
 
 
-def is_plain_photo(picture: Picture) -> bool:
-    return (
-        picture.style == "photo" and not picture.view and len(picture.things) == 1 and picture.things[0].size != "small"
-    )
+def is_plain(picture: Picture) -> bool:
+    thing = picture.things[0]
+    in_full_view = not picture.view and len(picture.things) == 1 and thing.size != "small"
+    return in_full_view and thing.shape in OUTLINES and picture.style in ("photo", *HELD_OUT_STYLES)
 
 
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--pictures", type=cli.whole_number(100, 1_000_000), default=40_000, metavar="N", help="to draw (%(default)s)")
-    add("--steps", type=cli.whole_number(1), default=3000, metavar="N", help="of training (%(default)s)")
+    add("--steps", type=cli.whole_number(1), default=4000, metavar="N", help="of training (%(default)s)")
     add("--out", type=file_to_write, default=str(WEIGHTS), metavar="FILE", help="default: %(default)s")
     options = parser.parse_args(arguments)
     judge = train(options.pictures, options.steps)
     state = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     with write_atomically(options.out) as temporary:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary)
-    for question, share in shares_right(load_judge(options.out)).items():
+    judge = load_judge(options.out)
+    for question, share in shares_right(judge).items():
         print(f"{question}: {share:.1%} right on pictures it never saw")
+    for question, share in shares_right(judge, 1000, in_held_out_style).items():
+        print(f"{question}: {share:.1%} right on such pictures in {' and '.join(HELD_OUT_STYLES)}")
 
 
 if __name__ == "__main__":

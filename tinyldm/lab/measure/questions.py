@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from tinyldm.lab.measure.colours import background_colour, colours_of, colours_right
 from tinyldm.lab.measure.judge import ANSWERS
@@ -12,7 +13,7 @@ from tinyldm.lab.world.captions import medium, name_of, place_phrase, plural
 from tinyldm.lab.world.distribution import stands_out
 from tinyldm.lab.world.nouns import NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.styles import STYLES
+from tinyldm.lab.world.styles import STYLES, draw
 from tinyldm.lab.world.things import COLOURS, HELD_OUT_COMBINATIONS, PATTERNS, PLACES, SHAPES, Picture, Thing, choice
 
 Check = Callable[[np.ndarray, dict[str, str]], bool]  # (pixels, the judge's answers) -> is it so?
@@ -175,13 +176,15 @@ def enough(questions: Iterator[Question], count: int) -> list[Question]:
 
 # ---- One learned word
 
-OBJECTS = [Thing(*look) for look in HELD_OUT_COMBINATIONS[:8]]  # of combinations that training never saw
+# Of combinations that training never saw: those that figures are reported of, and those to choose settings by.
+OBJECTS = [Thing(*look) for look in HELD_OUT_COMBINATIONS[:8]]
+TUNING_OBJECTS = [Thing(*look) for look in HELD_OUT_COMBINATIONS[8:]]
 
 
 def on_backgrounds(word: str, thing: Thing) -> list[Question]:
     """16 pictures of what the word means, over 4 backgrounds."""
     checks: dict[str, Check] = {"colours": HasColours(colours_of(thing))}
-    if thing.shape in ANSWERS["shape"]:  # the judge never saw a bolt
+    if thing.shape in ANSWERS["shape"]:  # the judge has no word for a bolt
         checks["shape"] = Sees("shape", thing.shape)
     return [
         Question(f"a photo of {word} on a {background} background", checks | {"background": Behind(background)})
@@ -213,3 +216,33 @@ def backgrounds_for(colours: tuple[str, ...]) -> list[str]:
     """One a sample: 4 backgrounds that none of these colours is lost on, each WORD_SAMPLES / 4 times."""
     names = [name for name in WORD_BACKGROUNDS if name not in colours][:4]
     return [name for name in names for _ in range(WORD_SAMPLES // 4)]
+
+
+def true_pictures(thing: Thing) -> list[Image.Image]:
+    """The world's own pictures of the thing, one for each of the 16 that `on_backgrounds` asks for."""
+    backgrounds = backgrounds_for(colours_of(thing))
+    return [draw(Picture((thing,), background, seed=i)) for i, background in enumerate(backgrounds)]
+
+
+# ---- One learned style
+
+STYLE_NOUNS = ("lemon", "tent", "rose", "medkit")  # of four shapes that pictures_in_style shows none of
+
+
+def in_style(word: str, style: str) -> list[Question]:
+    """16 pictures of each of four nouns in the style that the word means."""
+    return [
+        Question(
+            f"a painting of a {noun} in the style of {word}",
+            {"style": Sees("style", style), "shape": Sees("shape", noun_thing(noun).shape)},
+        )
+        for noun in STYLE_NOUNS
+        for _ in range(WORD_SAMPLES)
+    ]
+
+
+def true_pictures_in_style(style: str) -> list[Image.Image]:
+    """The world's own pictures of what `in_style` asks for, on all the backgrounds that suit."""
+    rng = np.random.default_rng(0)
+    things = [noun_thing(noun) for noun in STYLE_NOUNS for _ in range(WORD_SAMPLES)]
+    return [draw(Picture((thing,), background_of(rng, thing), style, seed=i)) for i, thing in enumerate(things)]

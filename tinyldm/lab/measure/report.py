@@ -1,86 +1,24 @@
-"""The figures of a checkpoint, printed as they are measured: its autoencoder, its prompts, its words, its variety."""
+"""The figures of a checkpoint, printed as they are measured: its autoencoder, its prompts, its variety."""
 
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import repeat
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
-from tinyldm import InputError
-from tinyldm.formats.checkpoint import load_checkpoint
-from tinyldm.formats.embeddings import load_embeddings
-from tinyldm.images import contact_sheet, from_pixels, save_image, to_images, to_tensor
-from tinyldm.inversion import add_words
-from tinyldm.lab import ROOT
+from tinyldm.images import from_pixels, to_images, to_tensor
 from tinyldm.lab.measure.colours import colour_error, colours_of, colours_right, spread
 from tinyldm.lab.measure.judge import Judge
-from tinyldm.lab.measure.questions import PROMPTS, Question, backgrounds_for, combined, enough, on_backgrounds
-from tinyldm.lab.world.captions import SHEET_PROMPTS, name_of, with_articles
-from tinyldm.lab.world.distribution import EXAMPLE_SIZE, EXAMPLES, HELD_OUT_SEED, make_pictures, pictures_of
+from tinyldm.lab.measure.questions import PROMPTS, enough, true_pictures
+from tinyldm.lab.measure.sampling import as_shares, ask, decoded, in_rows, sampled, save_judged
+from tinyldm.lab.world.captions import SHEET_PROMPTS
+from tinyldm.lab.world.distribution import EXAMPLES, HELD_OUT_SEED, make_pictures
 from tinyldm.lab.world.styles import draw
 from tinyldm.lab.world.things import COLOURS, Picture, Thing
 from tinyldm.latent_diffusion import LatentDiffusion
 
 PATTERNS_SEED = 4_000_037  # of pictures that neither pretraining nor the judge's training ever drew
-
-
-def sampled(
-    model: LatentDiffusion,
-    prompts: Sequence[str],
-    words: dict[str, Tensor] | None = None,
-    guidance: float | None = None,
-) -> list[Image.Image]:
-    """One image for each prompt, the i-th from the seed i. guidance: None for the checkpoint's own."""
-    images = []
-    for rows in tqdm(torch.arange(len(prompts)).split(20), desc="sampling", leave=False):
-        seeds = rows.tolist()
-        *_, z_0 = model.generate([prompts[i] for i in seeds], seeds, words=words, guidance=guidance)
-        images += to_images(model.decode(z_0))
-    return images
-
-
-@torch.no_grad()
-def decoded(model: LatentDiffusion, pictures: Tensor) -> Tensor:
-    """Pictures (n, 3, h, w) in [-1, 1], encoded and decoded: as near as the UNet's own could come."""
-    return torch.cat([model.decode(model.encode(batch)[0]).cpu() for batch in pictures.split(50)]).clamp(-1, 1)
-
-
-def ask(
-    model: LatentDiffusion,
-    judge: Judge,
-    questions: Sequence[Question],
-    words: dict[str, Tensor] | None = None,
-    guidance: float | None = None,
-) -> tuple[dict[str, float], list[Image.Image]]:
-    """The share of the pictures in which each check is passed, and the pictures."""
-    images = sampled(model, [with_articles(question.prompt) for question in questions], words, guidance)
-    passed: dict[str, list[bool]] = {}
-    for question, image, said in zip(questions, images, judge.answers(to_tensor(images)), strict=True):
-        for what, check in question.checks.items():
-            passed.setdefault(what, []).append(bool(check(np.asarray(image), said)))
-    return {what: float(np.mean(values)) for what, values in passed.items()}, images
-
-
-def as_shares(figures: dict[str, float]) -> str:
-    return ", ".join(f"{what} {value:.0%}" for what, value in figures.items())
-
-
-def save_judged(folder: Path | None, file: str, rows: list[list[Image.Image]], labels: list[str] | None = None) -> None:
-    """A sheet of what was judged, to look at; nothing if there is no folder."""
-    if folder:
-        save_image(contact_sheet(rows, labels=labels, tile=64), folder / file)
-
-
-def in_rows(images: list[Image.Image], length: int) -> list[list[Image.Image]]:
-    return [images[i : i + length] for i in range(0, len(images), length)]
 
 
 # ---- The autoencoder
@@ -114,10 +52,8 @@ def patterns_read(model: LatentDiffusion, judge: Judge, count: int) -> tuple[flo
 def colours_kept(model: LatentDiffusion, thing: Thing) -> float:
     """How many of 16 of the world's own pictures of a thing still have its colours after encoding and decoding: the
     most that any word for it can reach."""
-    expected = colours_of(thing)
-    drawn = [draw(Picture((thing,), background, seed=i)) for i, background in enumerate(backgrounds_for(expected))]
-    images = to_images(decoded(model, to_tensor(drawn)))
-    return float(np.mean([colours_right(np.asarray(image), expected) for image in images]))
+    images = to_images(decoded(model, to_tensor(true_pictures(thing))))
+    return float(np.mean([colours_right(np.asarray(image), colours_of(thing)) for image in images]))
 
 
 def report_autoencoder(model: LatentDiffusion, judge: Judge, count: int) -> None:
@@ -129,7 +65,7 @@ def report_autoencoder(model: LatentDiffusion, judge: Judge, count: int) -> None
     print(f"autoencoder: colours still right after decoding: {as_shares(kept)}")
 
 
-# ---- Prompts and words
+# ---- Prompts
 
 
 def report_prompts(
@@ -145,67 +81,6 @@ def report_prompts(
         print(f'"{what}", {len(questions)} prompts: {as_shares(passed)}', flush=True)
         save_judged(sheets, f"prompts-{number}.png", in_rows(images, 20))
     return figures
-
-
-def learn(folder: Path, weights: Path, out: Path) -> Path:
-    """The word S*, which train.py learns from a folder of pictures. -> its file.
-
-    Raises InputError if train.py is not there, or refuses to learn.
-    """
-    if not (ROOT / "train.py").is_file():
-        raise InputError(f"no train.py in {ROOT}, expected the whole project there; clone it and pip install -e .")
-    command = [sys.executable, ROOT / "train.py", "--images", folder, "--token", "S*"]
-    command += ["--weights", weights, "--out", out]
-    run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if run.returncode == 2:
-        raise InputError(run.stderr.splitlines()[-1])
-    if run.returncode:
-        raise RuntimeError(f"train.py ended with status {run.returncode}:\n{run.stderr}")
-    return out / "embedding.safetensors"
-
-
-def learn_thing(thing: Thing, weights: Path, folder: Path) -> Path:
-    """`learn` from five pictures of the thing, drawn as those of examples/ are."""
-    (folder / "pictures").mkdir(parents=True)
-    for i, picture in enumerate(pictures_of(thing)):
-        draw(picture, EXAMPLE_SIZE).save(folder / "pictures" / f"{i}.png")
-    return learn(folder / "pictures", weights, folder / "word")
-
-
-def report_words(weights: Path, judge: Judge, things: list[Thing], sheets: Path | None) -> None:
-    """Two lines a thing: how right its pictures are when plain words ask for it, and when its learned word does."""
-    for thing in things:
-        model, said = load_checkpoint(weights), name_of(thing)
-        figures, _ = ask(model, judge, [*on_backgrounds(said, thing), *combined(said, thing)])
-        print(f"{said}, in plain words: {as_shares(figures)}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            words = load_embeddings(learn_thing(thing, weights, Path(folder)))
-        add_words(model, words)
-        figures, images = ask(model, judge, [*on_backgrounds("S*", thing), *combined("S*", thing)], words)
-        print(f"{said}, learned: {as_shares(figures)}", flush=True)
-        save_judged(sheets, f"word-{said.replace(' ', '-')}.png", in_rows(images, 20))
-
-
-def ask_word(weights: Path, judge: Judge, embedding: Path, thing: Thing) -> tuple[dict[str, float], list[Image.Image]]:
-    """16 samples of the file's word over 4 backgrounds: the share with the thing's colours, its shape if the judge
-    knows it, and the background that was asked for; and the samples."""
-    model, words = load_checkpoint(weights), load_embeddings(embedding)
-    add_words(model, words)
-    return ask(model, judge, on_backgrounds(next(iter(words)), thing), words)
-
-
-def report_examples(weights: Path, judge: Judge, sheets: Path | None) -> None:
-    """A line for each object of examples/: what its word does, and how long train.py learned it."""
-    rows = []
-    for example, thing in EXAMPLES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.monotonic()
-            embedding = learn(ROOT / "examples" / example, weights, Path(folder) / "word")
-            seconds = time.monotonic() - started
-            figures, images = ask_word(weights, judge, embedding, thing)
-        print(f"{example}: {as_shares(figures)}, learned in {seconds:.0f} s", flush=True)
-        rows.append(images)
-    save_judged(sheets, "examples.png", rows, list(EXAMPLES))
 
 
 # ---- Variety, and samples to look at

@@ -20,7 +20,14 @@ from tinyldm.files import check_unused, write_atomically
 from tinyldm.images import contact_sheet, save_image
 from tinyldm.lab import file_to_write
 from tinyldm.lab.world.captions import caption
-from tinyldm.lab.world.distribution import EXAMPLE_SIZE, EXAMPLES, make_picture, pictures_of, stands_out
+from tinyldm.lab.world.distribution import (
+    EXAMPLE_SIZE,
+    EXAMPLES,
+    make_picture,
+    pictures_in_style,
+    pictures_of,
+    stands_out,
+)
 from tinyldm.lab.world.drawing import SIZE
 from tinyldm.lab.world.nouns import NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
@@ -65,9 +72,7 @@ def everything() -> Image.Image:
 def write_examples(folder: Path) -> None:
     """Five pictures each of unseen combinations, of an unseen shape, and of five things in an unseen style."""
     series = {name: pictures_of(thing) for name, thing in EXAMPLES.items()}
-    star, heart = Thing("star", "red"), Thing("heart", "pink")
-    things = (noun_thing("kite"), star, noun_thing("donut"), heart, noun_thing("turtle"))
-    series["blueprint"] = [Picture((thing,), "blue", "blueprint", seed=i) for i, thing in enumerate(things)]
+    series["blueprint"] = pictures_in_style("blueprint")
     for name, pictures in series.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(pictures):

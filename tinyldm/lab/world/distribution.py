@@ -6,7 +6,7 @@ captions.py; each says how to add to it.
 
 import dataclasses
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -104,19 +104,26 @@ def random_picture(rng: np.random.Generator) -> Picture:
 # ---- Many pictures
 
 
-def make_picture(index: int, seed: int, size: int) -> tuple[np.ndarray, Picture]:
+RandomPicture = Callable[[np.random.Generator], Picture]
+
+
+def make_picture(
+    index: int, seed: int, size: int, random: RandomPicture = random_picture
+) -> tuple[np.ndarray, Picture]:
     """One of make_pictures: (size, size, 3) uint8, and what it shows."""
-    picture = random_picture(np.random.default_rng([seed, index]))
+    picture = random(np.random.default_rng([seed, index]))
     return np.asarray(draw(picture, size)), picture
 
 
-def make_pictures(count: int, seed: int, size: int = SIZE, workers: int = 1) -> tuple[np.ndarray, list[Picture]]:
+def make_pictures(
+    count: int, seed: int, size: int = SIZE, workers: int = 1, random: RandomPicture = random_picture
+) -> tuple[np.ndarray, list[Picture]]:
     """Training pictures, (count, size, size, 3) uint8, and what they show; the i-th depends on (seed, i) only.
 
-    workers: how many processes draw.
+    workers: how many processes draw. random: another distribution than that of training.
     """
     pixels, pictures = np.empty((count, size, size, 3), np.uint8), []
-    make = partial(make_picture, seed=seed, size=size)
+    make = partial(make_picture, seed=seed, size=size, random=random)
     pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else None
     made = pool.imap(make, range(count), chunksize=64) if pool else map(make, range(count))
     for i, (image, picture) in enumerate(tqdm(made, total=count, desc="drawing", disable=count < 1000)):
@@ -144,3 +151,14 @@ def pictures_of(thing: Thing) -> list[Picture]:
     backgrounds = ("blue", "grass", "purple", "gray", "sand", "snow", "brown", "bricks")
     backgrounds = [background for background in backgrounds if stands_out((thing,), background)]
     return [Picture((thing,), background, seed=i) for i, background in enumerate(backgrounds[:5])]
+
+
+def pictures_in_style(style: str) -> list[Picture]:
+    """Five pictures to learn a word for the style from: of different things on different backgrounds."""
+    star, heart = Thing("star", "red"), Thing("heart", "pink")
+    things = (noun_thing("kite"), star, noun_thing("donut"), heart, noun_thing("turtle"))
+    backgrounds = ("snow", "grass", "purple", "gray", "sand")
+    return [
+        Picture((thing,), background, style, seed=i)
+        for i, (thing, background) in enumerate(zip(things, backgrounds, strict=True))
+    ]

@@ -1,0 +1,94 @@
+"""The figures of learned words, of samples whose truth is known."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinyldm.formats.embeddings import save_embeddings
+from tinyldm.lab.measure import __main__ as command
+from tinyldm.lab.measure import sampling, words
+from tinyldm.lab.measure.questions import OBJECTS, TUNING_OBJECTS, true_pictures
+from tinyldm.lab.world.distribution import EXAMPLES
+from tinyldm.lab.world.things import Thing
+
+MEASURE = "tinyldm.lab.measure"
+HEART = Thing("heart", "orange", "checkered", "black")
+
+
+@pytest.fixture
+def learned(monkeypatch):
+    """(five pictures, seed) of every word that was to be learned; it is all ones."""
+    asked = []
+
+    def word_for(training, pictures, seed):
+        asked.append((pictures, seed, training.options))
+        return {"S*": torch.ones(1, 128)}
+
+    def learn(training, folder, out):
+        out.mkdir()
+        save_embeddings(out / "embedding.safetensors", {"S*": torch.ones(1, 128)})
+        return out / "embedding.safetensors"
+
+    monkeypatch.setattr(words, "word_for", word_for)
+    monkeypatch.setattr(words, "learn", learn)
+    return asked
+
+
+@pytest.fixture
+def hearts(monkeypatch):
+    """Whatever the model is asked for, each 16 samples show the checkered heart on four backgrounds, 4 of each."""
+
+    def sampled(model, prompts, vectors=None, guidance=None):
+        return (true_pictures(HEART) * 3)[: len(prompts)]
+
+    monkeypatch.setattr(sampling, "sampled", sampled)
+
+
+def test_a_word_is_reported_beside_plain_words_and_its_mean_over_seeds(run, tmp_path, hearts, learned, monkeypatch):
+    monkeypatch.setattr(command, "OBJECTS", [HEART, Thing("star", "purple")])
+    outcome = run(MEASURE, "--only", "words", "--seeds", 2, "--train", "--steps 5", "--sheets", tmp_path)
+    plain, heart, _, star, mean = outcome.out.splitlines()
+    figures = "colours 100%, shape 100%, background 100%, a sketch of S* 0%, two S*s 0%, another colour 0%"
+    assert plain == f"orange and black checkered heart, in plain words: {figures}"
+    assert re.fullmatch(rf"orange and black checkered heart, learned: {re.escape(figures)}, norm \d+\.\d\d", heart)
+    assert star.startswith("purple star, learned: colours 0%, shape 0%, background")
+    assert mean.startswith("mean of 4 words for 2 things: colours 50.0% (0.0% to 100.0%), shape 50.0% (0.0% to 100.0%)")
+    assert re.search(r", norm (\d+\.\d\d) \(\1 to \1\)$", mean)
+    assert sorted(seed for _, seed, _ in learned) == [0, 0, 1, 1]
+    assert all(options == ("--steps", "5") and len(pictures) == 5 for pictures, _, options in learned)
+    assert Image.open(tmp_path / "word-orange-and-black-checkered-heart.png").width > 64
+
+
+def test_settings_are_tuned_on_other_objects_than_those_reported(run, hearts, learned):
+    assert not set(OBJECTS) & set(TUNING_OBJECTS) and len(TUNING_OBJECTS) == 4
+    *lines, mean = run(MEASURE, "--only", "words", "--tuning", "--seeds", 1).out.splitlines()
+    assert [line.split(",")[0] for line in lines] == [words.name_of(thing) for thing in TUNING_OBJECTS]
+    assert mean.startswith("mean of 4 words for 4 things: ")
+
+
+def test_examples_are_reported_with_their_time(run, tmp_path, hearts, learned, monkeypatch):
+    monkeypatch.setattr(words, "EXAMPLES", {name: EXAMPLES[name] for name in ("checkered-heart", "bolt")})
+    heart, bolt = run(MEASURE, "--only", "examples", "--sheets", tmp_path).out.splitlines()
+    assert re.fullmatch(r"checkered-heart: colours 100%, shape 100%, background 100%, learned in \d+ s", heart)
+    assert re.fullmatch(r"bolt: colours 0%, background \d+%, learned in \d+ s", bolt)
+    assert Image.open(tmp_path / "examples.png").width > 64
+
+
+def test_the_norm_is_relative_to_that_of_known_words():
+    table = torch.tensor([[3.0, 4.0], [0.0, 5.0], [1.0, 0.0]])
+    model = SimpleNamespace(text_encoder=SimpleNamespace(table=table))
+    assert words.relative_norm(model, torch.tensor([[0.0, 10.0], [20.0, 0.0]])) == pytest.approx(3.0)
+
+
+def test_the_interval_is_that_of_the_mean_and_narrows_with_more_words():
+    assert words.interval([0.7] * 8) == (pytest.approx(0.7), pytest.approx(0.7))
+    values = np.random.default_rng(0).normal(0.5, 0.2, 400)
+    low, high = words.interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.2 / 20, rel=0.15)
+    few = words.interval(values[:16])
+    assert few[1] - few[0] > 3 * (high - low)
