@@ -31,13 +31,12 @@ DEFAULTS = Defaults(
     sampler="ddim",
     sampler_steps=25,
     guidance=3.0,
-    steps=600,
+    steps=150,
     batch=16,
-    lr=3.5e-3,
-    preview_every=100,
-    # Vectors for surface and shape. None starts as a colour, which would not let "a blue S*" say one.
-    init_object="striped halved square",
-    init_style="sketch",
+    lr=0.01,
+    preview_every=50,
+    init_object="thing",  # what captions may call anything
+    init_style="painting",
     taken_literally=(*VIEWS, "small", "large"),
 )
 

@@ -242,7 +242,7 @@ STAGES: dict[str, tuple[Recipe, Callable[[Job], bool]]] = {
     "clip": (Recipe(steps=5000, batch=128, lr=2e-3), train_clip),
     "fine-clip": (Recipe(steps=2800, batch=128, lr=1.5e-3, pictures=120_000), train_clip),
     "autoencoder": (Recipe(steps=2000, batch=32, lr=2e-3), train_autoencoder),
-    "diffusion": (Recipe(steps=15_000, batch=128, lr=2e-3, pictures=120_000, restart=9000), train_diffusion),
+    "diffusion": (Recipe(steps=13_000, batch=128, lr=2e-3, pictures=120_000, restart=9000), train_diffusion),
     "decoder": (Recipe(steps=3500, batch=32, lr=1e-3), train_decoder),
 }
 
