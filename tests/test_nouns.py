@@ -92,7 +92,7 @@ def test_no_two_nouns_look_alike():
     """Of outlines that only they have, it is enough that they have them; another look is another picture."""
     assert len(set(ALL_NOUNS.values())) == len(ALL_NOUNS) == len(NOUNS) + 1000
     for name, look in INVENTED_NOUNS.items():
-        assert look.shape in SHAPES or look.shape == name and name in INVENTED_OUTLINES
+        assert look.shape in SHAPES or (look.shape == name and name in INVENTED_OUTLINES)
         assert look.colour in COLOURS and look.colour != look.colour2
         assert look.pattern in (None, MARKED, *PATTERNS) and (look.colour2 in COLOURS) == (look.pattern is not None)
         assert (look.mark is not None) == (look.pattern == MARKED)
