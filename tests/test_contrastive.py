@@ -19,6 +19,7 @@ from tinyldm.lab.pretraining import loop as training
 from tinyldm.lab.pretraining.loop import Job, Recipe, load_section
 from tinyldm.lab.world.captions import caption
 from tinyldm.lab.world.distribution import make_pictures
+from tinyldm.lab.world.nouns import ANY_THING
 from tinyldm.lab.world.things import Picture, Thing
 from tinyldm.tokenizer import Tokenizer
 
@@ -111,6 +112,8 @@ def test_captions_of_near_misses_are_in_the_same_words_as_far_as_it_goes():
     assert len(captions) == 60 * (1 + contrastive.NEAR_MISSES)
     shapes = 0
     for own, miss in zip(captions[:60], captions[60:120], strict=True):
+        if ANY_THING in own:
+            continue  # some captions have no word for what they show, and then a near miss may read the same
         assert "red star" in own
         one, other = own.split(), miss.split()
         if "star" not in other and "red" in other:  # another shape
@@ -136,7 +139,9 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path, world, mo
     clock = count()
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert not train(tmp_path / "parts", world, steps=8, stop_at=5)
-    assert len(asked) == 5 * 16 * (1 + contrastive.NEAR_MISSES)
+    of_five = 5 * 16 * (1 + contrastive.NEAR_MISSES)
+    assert len(asked) == of_five * 6 // 5  # the sixth batch was drawn before the clock was looked at
+    del asked[of_five:]
     assert train(tmp_path / "parts", world, steps=8)
     assert asked == expected
     for section in ("weights", "average"):
@@ -180,8 +185,8 @@ def test_new_positions_lie_between_the_old_ones():
 
 def test_half_of_the_patches_are_left_and_the_class_token():
     x = torch.arange(2 * 257.0).reshape(2, 257, 1) * torch.ones(3)
-    half = contrastive.half_of_patches(x, torch.Generator().manual_seed(0))
-    assert half.shape == (2, 129, 3) and half[:, 0].equal(x[:, 0])
+    half = contrastive.only(x, contrastive.random_half(2, 256, torch.Generator().manual_seed(0)))
+    assert half.shape == (2, 129, 3) and half[:, 0].equal(x[:, 0]) and half[..., 0].equal(half[..., 2])
     kept = [set(row[1:, 0].tolist()) for row in half]
     assert [len(numbers) for numbers in kept] == [128, 128]
     assert kept[0] <= set(range(1, 257)) and kept[1] <= set(range(258, 514))
@@ -191,15 +196,15 @@ def test_half_of_the_patches_are_left_and_the_class_token():
 def test_the_second_stage_begins_where_the_first_ended_and_ends_with_all_patches(tmp_path, world, monkeypatch):
     assert train(tmp_path, world, steps=2)
     monkeypatch.setattr(contrastive, "HALF_SEEN", 0.75)
-    halved, half_of_patches = [], contrastive.half_of_patches
-    monkeypatch.setattr(contrastive, "half_of_patches", lambda *x: halved.append(half_of_patches(*x)) or halved[-1])
+    halved, only = [], contrastive.only
+    monkeypatch.setattr(contrastive, "only", lambda *x: halved.append(only(*x)) or halved[-1])
     assert not train(tmp_path, world, steps=8, stage="fine-clip", stop_at=-math.inf)  # before its first step
     first = contrastive.with_patches_halved(load_section(tmp_path / "clip", "average"))
     for name, tensor in load_section(tmp_path / "fine-clip", "weights").items():
         assert torch.allclose(tensor.float(), first[name], atol=1e-3), name
     shutil.rmtree(tmp_path / "clip")  # to go on, its own folder is enough
     assert train(tmp_path, world, steps=8, stage="fine-clip")
-    assert [len(x[0]) for x in halved] == [129] * 6  # of the 8 steps
+    assert [x.shape[1] for x in halved] == [129] * 6  # of the 8 steps
 
 
 # ---- The file

@@ -25,6 +25,9 @@ from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.inversion import Batch, add_words, vectors_of
+from tinyldm.lab.pretraining import loop
+from tinyldm.lab.pretraining.stages import STAGES
+from tinyldm.lab.world.distribution import make_pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.unet import UNet, UNetConfig
@@ -237,6 +240,58 @@ def test_interrupted_and_resumed_is_as_uninterrupted(run, tmp_path, monkeypatch,
     assert len(losses_resumed) == 6
     assert np.allclose(losses_resumed, losses, rtol=1e-3)
     assert torch.allclose(resumed, whole, atol=2e-3)  # a step of AdamW changes a number by up to 1e-2
+
+
+# ---- Pretraining
+
+
+def losses_of_a_stage(folder, stage: str, monkeypatch, eager: bool) -> list[float]:
+    """Of ten steps of a stage, each recorded from the fourth on; eager: none is."""
+    pixels, pictures = make_pictures(80, seed=0)
+    recipe = loop.Recipe(steps=10, batch=16, lr=1e-3, warmup=5)
+    losses, update = [], loop.Training.update
+
+    def noted_update(*arguments):
+        found = update(*arguments)
+        losses.append(float(found["loss"]))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "update", noted_update)
+        if eager:
+            patch.setattr(loop, "Recorded", lambda step: step)
+        _, train_stage = STAGES[stage]
+        assert train_stage(loop.Job(folder, stage, recipe, torch.from_numpy(pixels), pictures, seed=0, device=DEVICE))
+    return losses
+
+
+@pytest.mark.parametrize("stage", ["clip", "autoencoder"])
+def test_the_losses_of_recorded_steps_are_those_of_eager_ones(tmp_path, monkeypatch, stage):
+    """A recording that kept its first batch, its first rate or old moments would give others."""
+    recorded, eager = (losses_of_a_stage(tmp_path / str(way), stage, monkeypatch, eager=way) for way in (False, True))
+    assert len(recorded) == len(eager) == 10
+    assert np.allclose(recorded, eager, rtol=0.01)
+    assert len(set(recorded)) == 10
+
+
+def test_a_step_is_recorded_anew_when_the_batchs_shapes_change():
+    """Recorded once for all batches of a shape; every step counts, none is taken twice."""
+    total, calls = torch.zeros(1, device=DEVICE), []
+
+    def step(batch):
+        calls.append({name: tuple(x.shape) for name, x in batch.items()})
+        for x in batch.values():
+            total.add_(x.sum())
+        return {"loss": total.sum()}
+
+    recorded, expected, fresh_calls = loop.Recorded(step), 0.0, loop.Recorded.EAGER_STEPS + 1
+    for i, names in enumerate((("x",), ("x", "kept"), ("x",))):
+        for j in range(8):
+            batch = {name: torch.full((2 + i,), float(j)) for name in names}
+            expected += sum(float(x.sum()) for x in batch.values())
+            assert float(recorded(batch)["loss"]) == expected
+        assert len(calls) == (i + 1) * fresh_calls
+        assert calls[-1] == {name: (2 + i,) for name in names}
 
 
 # ---- sample.py

@@ -1,39 +1,19 @@
-"""The world's pictures show what they should: colours, patterns, sizes, places, views; the same at every size."""
+"""The world's pictures show what they should: colours, patterns, marks, sizes, places and views."""
 
 from collections import Counter
 
 import numpy as np
-import pytest
-from PIL import Image
 
 from tinyldm.lab.world.distribution import random_picture
-from tinyldm.lab.world.drawing import shade
-from tinyldm.lab.world.nouns import OUTLINES, noun_thing
-from tinyldm.lab.world.styles import HELD_OUT_STYLES, STYLES, draw
-from tinyldm.lab.world.things import COLOURS, PATTERNS, PLACES, SHAPES, Picture, Thing, nearest_colour
+from tinyldm.lab.world.drawing import MARK, shade
+from tinyldm.lab.world.styles import draw
+from tinyldm.lab.world.things import COLOURS, MARKED, PATTERNS, PLACES, SHAPES, Picture, Thing, nearest_colour
 
 
 def test_drawing_is_deterministic():
     for i in range(40):
         picture = random_picture(np.random.default_rng([7, i]))
         assert np.array_equal(draw(picture), draw(picture))
-
-
-@pytest.mark.parametrize("style", STYLES | HELD_OUT_STYLES)
-def test_sizes_show_the_same_picture(style):
-    picture = Picture((noun_thing("kite"), Thing("star", "red")), "gray", style, seed=5)
-    small, large = (
-        np.asarray(draw(picture), float),
-        np.asarray(draw(picture, 256).resize((64, 64), Image.Resampling.BOX), float),
-    )
-    assert np.abs(small - large).mean() < 12
-
-
-def test_every_look_can_be_drawn_in_every_style():
-    for style in STYLES | HELD_OUT_STYLES:
-        for i, shape in enumerate(OUTLINES):
-            thing = Thing(shape, "red", PATTERNS[i % 5], "yellow")
-            assert np.asarray(draw(Picture((thing,), "gray", style, seed=i))).std() > 8
 
 
 def test_plain_photos_have_the_named_colours():
@@ -91,6 +71,19 @@ def test_views_show():
     assert edges.min() == 0 or edges.max() == 63
     plain_edges = object_pixels(plain)
     assert plain_edges.min() > 0 and plain_edges.max() < 63
+
+
+def test_a_mark_is_a_smaller_shape_in_the_middle_in_the_second_colour():
+    plain, marked = (
+        nearest_colour(np.asarray(draw(Picture((thing,), "white", seed=1))))
+        for thing in (Thing("circle", "red"), Thing("circle", "red", MARKED, "blue", mark="square"))
+    )
+    where = np.argwhere(marked == "blue")
+    thing, middle = np.argwhere(plain == "red"), np.argwhere(plain == "red").mean(axis=0)
+    assert np.abs(where.mean(axis=0) - middle).max() < 1
+    assert (plain[tuple(where.T)] == "red").all()  # all of it lies on the thing
+    share = MARK**2 * 1.7**2 / (np.pi * 0.95**2)  # a square of side 1.7, a circle of radius 0.95
+    assert abs(len(where) / len(thing) - share) < 0.04
 
 
 def test_two_things_stand_side_by_side():

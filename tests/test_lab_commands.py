@@ -19,7 +19,7 @@ DEVICE = "invalid choice: 'tpu'"
 CLIP_FIRST = "run it first: python -m tinyldm.lab.pretraining --stage clip"
 WRONG = {
     "tinyldm.lab.world": [
-        ("", "nothing to do, expected a folder or a file to write; give --out, --examples or --sheet"),
+        ("", "nothing to do, expected a folder or a file to write; give --out, --examples, --sheet or --glossary"),
         ("--out new --count 0", f"argument --count: '0', {PICTURES} 1"),
         ("--out new --count -3", f"'-3', {PICTURES} 1"),
         ("--out new --count 1000000000000", f"{PICTURES} 1 and at most 1000000"),
@@ -31,6 +31,7 @@ WRONG = {
         ("--out file", "Not a directory: file"),
         ("--examples file", "Not a directory: file/checkered-heart"),
         ("--sheet nowhere/sheet.png", "there is no folder 'nowhere'; make it first"),
+        ("--glossary nowhere/glossary.png", "there is no folder 'nowhere'; make it first"),
         ("--sheet .", "is a folder, expected the name of a file to write"),
         ("--shet sheet.png", "unrecognized arguments: --shet sheet.png; see python tinyldm.lab.world --help"),
     ],

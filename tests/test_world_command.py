@@ -1,4 +1,4 @@
-"""`python -m tinyldm.lab.world` writes pictures and the truth about them, the examples, and the sheet."""
+"""`python -m tinyldm.lab.world` writes pictures and the truth about them, the examples, the sheet and the glossary."""
 
 import json
 
@@ -7,6 +7,9 @@ from conftest import EXAMPLES
 from PIL import Image
 
 from tinyldm.lab.world.distribution import make_pictures
+from tinyldm.lab.world.nouns import INVENTED_NOUNS, noun_thing
+from tinyldm.lab.world.styles import INVENTED_STYLES, draw
+from tinyldm.lab.world.things import Picture
 
 WORLD = "tinyldm.lab.world"
 
@@ -36,6 +39,25 @@ def test_it_writes_pictures_and_the_truth(run, tmp_path):
         assert record["caption"] and record["background"] == picture.background
         assert record["things"][0]["shape"] == picture.things[0].shape
     assert Image.open(tmp_path / "sheet.png").width > 64
+
+
+def test_the_glossary_shows_invented_words_each_with_its_name_above_it(run, tmp_path):
+    assert run(WORLD, "--glossary", tmp_path / "glossary.png").status == 0
+    sheet = Image.open(tmp_path / "glossary.png")
+    gap, label, tile = 4, 20, 64
+    assert sheet.size == (10 * (tile + gap) + gap, 12 * (label + tile + gap) + gap)
+    nouns, styles = list(INVENTED_NOUNS)[:100], list(INVENTED_STYLES)[:20]
+    words = set()
+    for i, word in enumerate([*nouns, *styles]):
+        x, y = gap + i % 10 * (tile + gap), gap + i // 10 * (label + tile + gap)
+        picture = np.asarray(sheet.crop((x, y + label, x + tile, y + label + tile)))
+        thing, style = (noun_thing(word), "photo") if word in nouns else (noun_thing("kite"), word)
+        drawn = [draw(Picture((thing,), background, style)) for background in ("gray", "white", "blue")]
+        assert any(np.array_equal(picture, one) for one in drawn), word
+        written = np.asarray(sheet.crop((x, y, x + tile, y + label)))
+        assert written.min() < 100 and (written[:, -1] == 255).all(), word  # the whole word is there
+        words.add(written.tobytes())
+    assert len(words) == 120
 
 
 def test_pictures_may_be_of_any_size(run, tmp_path):

@@ -147,9 +147,10 @@ def fill(model: torch.nn.Module, seed: int) -> None:
 
 
 def merges(shape: Shape) -> list[tuple[str, str]]:
-    """The tiny checkpoint's, and for the vocabulary of the real ones as many more, of any two letters."""
-    pairs = merges_files.read_merges(WEIGHTS / "merges.txt")
-    known, count = {"".join(pair) for pair in pairs}, shape.text.vocabulary_size - len(ALPHABET) - 2
+    """The tiny checkpoint's first, and for the vocabulary of the real ones more, of any two letters."""
+    count = shape.text.vocabulary_size - len(ALPHABET) - 2
+    pairs = merges_files.read_merges(WEIGHTS / "merges.txt")[:count]
+    known = {"".join(pair) for pair in pairs}
     more = (pair for pair in product(ALPHABET[:256], ALPHABET[256:]) if "".join(pair) not in known)
     return [*pairs, *islice(more, count - len(pairs))]
 

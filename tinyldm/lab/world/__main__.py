@@ -1,6 +1,7 @@
 """A small procedural world: captioned pictures for the tiny model to learn from.
 
     python -m tinyldm.lab.world --sheet world.png                      everything there is, on one sheet
+    python -m tinyldm.lab.world --glossary glossary.png                some of its invented nouns and styles, named
     python -m tinyldm.lab.world --out pictures --count 100 --seed 0    pictures and captions.jsonl
     python -m tinyldm.lab.world --examples examples                    folders of things never seen in training
 
@@ -29,19 +30,18 @@ from tinyldm.lab.world.distribution import (
     stands_out,
 )
 from tinyldm.lab.world.drawing import SIZE
-from tinyldm.lab.world.nouns import NOUNS, noun_thing
+from tinyldm.lab.world.nouns import INVENTED_NOUNS, NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
-from tinyldm.lab.world.styles import HELD_OUT_STYLES, STYLES, draw
+from tinyldm.lab.world.styles import HELD_OUT_STYLES, INVENTED_STYLES, STYLES, draw
 from tinyldm.lab.world.things import COLOURS, HELD_OUT_SHAPES, PATTERNS, SHAPES, VIEWS, Picture, Thing
 
 
 def everything() -> Image.Image:
-    """All shapes in all patterns; all nouns; a row for each of six things in all views, scenes and styles."""
+    """All shapes in all patterns; all everyday nouns; a row for each of six things in all views, scenes and styles."""
     colours, images = list(COLOURS), []
 
     def add(thing: Thing, *backgrounds: str, **rest) -> None:
-        background = next(b for b in (*backgrounds, "gray", "white", "blue") if stands_out((thing,), b))
-        images.append(draw(Picture((thing,), background, seed=len(images), **rest)))
+        images.append(draw(Picture((thing,), background_of(thing, *backgrounds), seed=len(images), **rest)))
 
     def fill_row() -> None:
         images.extend([Image.new("RGB", (SIZE, SIZE), "white")] * (-len(images) % 18))
@@ -67,6 +67,29 @@ def everything() -> Image.Image:
         for i, style in enumerate(STYLES | HELD_OUT_STYLES):
             add(thing, *colours[i + 3 :], style=style)
     return contact_sheet([images[i : i + 18] for i in range(0, len(images), 18)], tile=SIZE, gap=2)
+
+
+def background_of(thing: Thing, *first: str) -> str:
+    """The first of the backgrounds, or else a plain one, that the thing can be told from."""
+    return next(background for background in (*first, "gray", "white", "blue") if stands_out((thing,), background))
+
+
+def glossary() -> Image.Image:
+    """A hundred of the invented nouns and what each means; below them twenty of the invented styles, all of one kite.
+
+    Every picture has its word above it.
+    """
+    kite, images = noun_thing("kite"), []
+
+    def add(word: str, thing: Thing, style: str = "photo") -> None:
+        image = draw(Picture((thing,), background_of(thing), style))
+        images.append(contact_sheet([[image]], labels=[word], tile=SIZE, gap=0))
+
+    for noun in list(INVENTED_NOUNS)[:100]:
+        add(noun, noun_thing(noun))
+    for style in list(INVENTED_STYLES)[:20]:
+        add(style, kite, style)
+    return contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)], tile=SIZE)
 
 
 def write_examples(folder: Path) -> None:
@@ -100,9 +123,11 @@ def main(arguments: list[str]) -> None:
     add("--size", type=cli.whole_number(1, 4096), default=SIZE, metavar="PIXELS", help="their side (%(default)s)")
     add("--examples", type=cli.path, metavar="DIR", help="write the example folders here")
     add("--sheet", type=file_to_write, metavar="FILE", help="draw everything there is on one sheet, a PNG")
+    add("--glossary", type=file_to_write, metavar="FILE", help="draw a hundred invented nouns and twenty styles, a PNG")
     options = parser.parse_args(arguments)
-    if not (options.out or options.examples or options.sheet):
-        raise InputError("nothing to do, expected a folder or a file to write; give --out, --examples or --sheet")
+    if not (options.out or options.examples or options.sheet or options.glossary):
+        options_to_write = "--out, --examples, --sheet or --glossary"
+        raise InputError(f"nothing to do, expected a folder or a file to write; give {options_to_write}")
     if options.out:
         check_unused(options.out)
         write_pictures(options.out, options.count, options.seed, options.size)
@@ -110,6 +135,8 @@ def main(arguments: list[str]) -> None:
         write_examples(options.examples)
     if options.sheet:
         save_image(everything(), options.sheet)
+    if options.glossary:
+        save_image(glossary(), options.glossary)
 
 
 if __name__ == "__main__":
