@@ -38,7 +38,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
 HEART = EXAMPLES / "checkered-heart"
-INIT = "striped halved square"
+INIT = "thing"
 CAPTIONS = ["a photo of a S*", "two S* next to a S*", "a sketch of a S* on a blue background", "S*"]
 PROMPTS = ["a photo of a red star on a blue background", "two lemons"]
 TEXT = CLIPTextConfig(vocabulary_size=958, length=32, width=128, layers=3, heads=2)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_the_same_seed_learns_the_same_vectors_and_another_seed_others(run, tmp_
 def test_a_second_run_gets_a_folder_of_its_own(run, tmp_path):
     run("train.py", "--images", HEART, *SHORT)
     run("train.py", "--images", HEART, *SHORT)
-    assert learned(tmp_path / "outputs" / "S-2").shape == (3, 128)
+    assert learned(tmp_path / "outputs" / "S-2").shape == (1, 128)
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch):
@@ -150,7 +151,7 @@ def test_the_learning_rate_falls_in_a_straight_line_to_zero(run, tmp_path, monke
 def test_resume_refuses_other_options_than_the_run_had(run, tmp_path):
     run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o")
     outcome = run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / "o", "--resume", "--lr", 0.1)
-    assert "has lr 0.0035, not 0.1" in outcome.error
+    assert "has lr 0.01, not 0.1" in outcome.error
 
 
 def test_resume_can_lengthen_a_run(run, tmp_path):
@@ -180,10 +181,19 @@ def test_a_phrase_starts_one_vector_per_token(run, tmp_path):
     ("vectors", "init"), [(1, "square"), (None, "striped halved square"), (5, "striped halved square")]
 )
 def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny, vectors, init):
+    defaults = replace(tiny.defaults, init_object="striped halved square")
     options = Namespace(init=None, vectors=vectors, property="object", save_every=None)
     options.steps = options.batch = options.lr = options.size = options.preview_every = None
-    train.fill_in_defaults(options, tiny.defaults)
+    train.fill_in_defaults(options, defaults)
     assert options.init == init
+
+
+@pytest.mark.parametrize(("learns", "word"), [("object", "thing"), ("style", "painting")])
+def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word):
+    options = Namespace(init=None, vectors=None, property=learns, save_every=None)
+    options.steps = options.batch = options.lr = options.size = options.preview_every = None
+    train.fill_in_defaults(options, tiny.defaults)
+    assert options.init == word and len(tiny.tokenizer.encode(word)) == 1
 
 
 def test_more_vectors_than_init_tokens_are_allowed(run, tmp_path):
