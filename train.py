@@ -1,7 +1,7 @@
 """Teach a frozen latent diffusion model a new word from a few pictures (Textual Inversion, arXiv 2208.01618).
 
     python train.py --images examples/striped-circle --token "S*"
-    python train.py --images examples/blueprint --token "B*" --property style --lr 0.02
+    python train.py --images examples/blueprint --token "B*" --property style
     python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle"
 
 Writes into outputs/<name>, numbered if it exists: embedding.safetensors (the word), preview.png (watch it being
