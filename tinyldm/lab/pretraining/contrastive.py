@@ -125,9 +125,8 @@ def near_miss(picture: Picture, rng: np.random.Generator) -> Picture:
         styles = INVENTED_STYLES if picture.style in INVENTED_STYLES else STYLES
         return replace(picture, style=choice(rng, styles, [picture.style]))
     if thing.noun:
-        other = replace(
-            thing, noun=choice(rng, INVENTED_NOUNS if thing.noun in INVENTED_NOUNS else NOUNS, [thing.noun])
-        )
+        nouns = INVENTED_NOUNS if thing.noun in INVENTED_NOUNS else NOUNS
+        other = replace(thing, noun=choice(rng, nouns, [thing.noun]))
     elif what == "shape":
         other = replace(thing, shape=choice(rng, SHAPES, [thing.shape]))
     else:

@@ -33,7 +33,7 @@ ANY_THING = "thing"  # what captions may call anything
 
 @dataclass(frozen=True)
 class Noun:
-    """What one everyday word says at once."""
+    """What one word says at once."""
 
     shape: str
     colour: str
@@ -94,7 +94,7 @@ HOLLOW = ("ring", "crescent", "arch")  # nothing to put a mark on
 
 
 def own_outline(rng: np.random.Generator) -> np.ndarray:
-    """A closed curve around the middle, (60, 2): a circle with a few bumps, or a polygon of uneven corners."""
+    """A closed curve around the middle, (n, 2): a polygon of uneven corners, or a circle with a few bumps."""
     if rng.random() < 0.5:
         count = int(rng.integers(5, 10))
         return around(rng.uniform(0.45, 1.1, count))
