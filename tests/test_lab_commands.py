@@ -53,8 +53,8 @@ WRONG = {
     ],
     "tinyldm.lab.pretraining.text_tower": [
         ("--out nowhere", f"nowhere/clip holds no state, expected that of a stage; {CLIP_FIRST}"),
-        ("--out nowhere --steps 0", f"'0', {PICTURES} 100 and at most 15000"),
-        ("--out nowhere --steps 20000", f"{PICTURES} 100 and at most 15000"),
+        ("--out nowhere --steps 0", f"'0', {PICTURES} 100 and at most 13000"),
+        ("--out nowhere --steps 20000", f"{PICTURES} 100 and at most 13000"),
         ("--out nowhere --pictures -1", f"'-1', {PICTURES} 8"),
     ],
     "tinyldm.lab.measure": [

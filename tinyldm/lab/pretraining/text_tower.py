@@ -1,6 +1,6 @@
 """Should the UNet read CLIP's frozen text tower, or a text encoder trained with it? Both, on the same batches.
 
-    python -m tinyldm.lab.pretraining.text_tower     after pretraining; 20 minutes a way
+    python -m tinyldm.lab.pretraining.text_tower     after pretraining; half an hour a way
 
 Stable Diffusion's text encoder is CLIP's and frozen, that of the first latent diffusion model is trained with the UNet
 (arXiv 2112.10752, 4.3.1). Prints the mean loss of every hundred steps of both ways.
