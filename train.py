@@ -161,7 +161,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, given the same options; bit for bit as if never stopped, on as many threads",
+        help="go on with the run in --out, given the same options; bit for bit on a CPU, with as many threads",
     )
     options = parser.parse_args(arguments)
 

@@ -2,7 +2,7 @@
 
 They are built on the templates of Textual Inversion, the sentences in which the model later learns a new word. A new
 style needs an entry in MEDIUMS, and one in WITHOUT_BACKGROUND if it draws none. An invented style is named like a
-medium, "a zorvik of a red star".
+medium, "a klikod of a red star".
 """
 
 import re

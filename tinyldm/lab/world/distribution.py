@@ -29,7 +29,7 @@ from tinyldm.lab.world.things import (
     nearest_colour,
 )
 
-BIASED = ("balloon", "red")  # red in 95% of the pictures, though no caption ever says so (the paper's section 4.5)
+BIASED = ("balloon", "red")  # red in 95% of the pictures, though no caption calls one red (the paper's section 4.5)
 BIAS = 0.95
 
 # Of the things, and of the pictures; the rest of the things are shapes in their own words, that of the pictures photos.

@@ -12,7 +12,7 @@ CODAS = ("b", "d", "g", "k", "l", "m", "n", "p", "r", "t")
 
 
 def invented_names(count: int, seed: int, avoid: Container[str] = ()) -> list[str]:
-    """So many different ones, the same for the same seed: "blomik", "tralden". A longer list begins with a shorter."""
+    """So many different ones, the same for the same seed: "plodut", "skandod". A longer list begins with a shorter."""
     rng = np.random.default_rng([seed, 0])
     names: dict[str, None] = {}
     while len(names) < count:
