@@ -11,6 +11,7 @@ learned), loss.csv and settings.json. Ctrl-C keeps what was learned, and prints 
 import re
 import signal
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -26,17 +27,9 @@ from tinyldm.files import check_unused, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import advice_for_diffusers, listed, load_embeddings, split_word
 from tinyldm.images import read_images, to_tensor
-from tinyldm.inversion import (
-    TEMPLATES,
-    Batch,
-    add_words,
-    captions_of,
-    draw_batch,
-    read_templates,
-    templates_for,
-    vectors_of,
-)
+from tinyldm.inversion import TEMPLATES, Batch, Pictures, read_templates, templates_for, vectors_of
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
+from tinyldm.recipes import RECIPES, Lesson, composed
 from tinyldm.run import PREVIEWS, Run
 
 # Between the loss and the vectors, gradients of float16 weights are this many times too large: a mean over 65,536
@@ -58,33 +51,35 @@ def main(arguments: list[str]) -> int:
     templates = read_templates(options.templates) if options.templates else None
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
     fill_in_defaults(options, checkpoint.defaults)
-    images = [image for _, image in read_images(options.images, options.size)]
+    recipe = composed(options.recipe)
+    paths, images = zip(*read_images(options.images, options.size), strict=True)
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
     del checkpoint  # it would keep its file mapped into memory
     model.check_size(options.size, options.size, options.batch, learning=True)
 
     # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
-    vectors = first_vectors(model, options).requires_grad_()
-    words = {options.token: vectors}
-    add_words(model, words)
-    captions = captions_of(model, templates or templates_for(model, options.property), options.token)
-    mean, log_variance = encode(model, images)
-    optimizer = torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0)
-    loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
-
+    word = recipe.word(model, options.token, first_vectors(model, options, recipe.vectors), len(images))
+    captions = recipe.captions(model, options.token, paths, templates or templates_for(model, options.property))
+    pictures = Pictures(*encode(model, images), word.captions(captions))
     model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
     options.out = options.out if options.resume else take_folder(options.out, folder_for(options.token))
-    run = Run(options, weights_sha256, images, captions, vectors, optimizer)
+
+    lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model))
+    vectors = word.vectors = recipe.start(lesson).requires_grad_()
+    first, lr = vectors.detach().clone(), options.lr * recipe.lr
+    optimizer = recipe.optimizer(vectors, model.text_encoder.table, lr)
+    loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
+    run = Run(options, weights_sha256, images, pictures.captions, word, optimizer, recipe.stop(lesson, options.steps))
     run.resume() if options.resume else run.start(images)
     for step in run.steps(model):
         # Add noise to the latents and let the model, which reads the word, say what was added.
-        batch = draw_batch(mean, log_variance, captions, model.schedule, options.batch, run.generator)
-        loss = inversion_loss(model, batch, words)
+        done = step / options.steps
+        batch = recipe.draw(pictures, model.schedule, options.batch, run.generator)
+        loss = inversion_loss(model, batch, word.now(done))
         # All it can change to do so better is the word.
-        (loss_scale * loss).backward()
+        (loss_scale * (loss + recipe.penalty(vectors, first))).backward()
         vectors.grad /= loss_scale
-        # The last steps are the smallest: the word settles instead of jumping about where it should be.
-        optimizer.param_groups[0]["lr"] = options.lr * (1 - step / options.steps)
+        optimizer.param_groups[0]["lr"] = lr * recipe.rate(done)
         optimizer.step()
         optimizer.zero_grad()
         run.log(loss)
@@ -94,20 +89,26 @@ def main(arguments: list[str]) -> int:
     return run.status
 
 
-def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
-    """The word before the first step, (vectors, width): a copy of --init's words, or of the vectors in its file."""
+def first_vectors(model: LatentDiffusion, options: Namespace, count: int | None) -> Tensor:
+    """The word before the first step, (vectors, width): a copy of --init's words, or of the vectors in its file.
+
+    count: of the recipe; --vectors comes first.
+    """
+    count = options.vectors or count
     # By the suffix, because a mistyped file name would be a phrase of a dozen tokens, and nobody would notice.
     if not re.search(r"\.(safetensors|pt|bin|ckpt|png|webp)(:|$)", options.init):
-        return vectors_of(model, options.init, options.vectors)
+        return vectors_of(model, options.init, count)
     words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
     file, _ = split_word(options.init)
     if len(words) > 1:
         one = cli.command("--init", f"{file}:{next(iter(words))}")
         raise InputError(f"--init: {file} holds {listed(words)}, expected one; try {one}")
     (vectors,) = words.values()
-    if options.vectors not in (None, len(vectors)):
-        found = f"{file} holds {len(vectors)} vectors, --vectors asks for {options.vectors}"
-        raise InputError(f"--init: {found}; leave out --vectors")
+    if count not in (None, len(vectors)):
+        found = (
+            f"{file} holds {len(vectors)} vectors, {'--vectors' if options.vectors else 'the recipe'} asks for {count}"
+        )
+        raise InputError(f"--init: {found}; leave it out")
     return vectors.to(model.device)
 
 
@@ -129,9 +130,11 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
     if options.init is None:
         phrase = {"object": defaults.init_object, "style": defaults.init_style}[options.property].split()
         options.init = " ".join(phrase[-(options.vectors or len(phrase)) :])  # the noun stands last
-    for name in ("steps", "batch", "lr", "size", "preview_every"):
+    for name in ("recipe", "steps", "batch", "lr", "size", "preview_every"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(defaults, name))
+    if options.captions and "captions" not in options.recipe.split(","):
+        options.recipe += ",captions"
     options.save_every = options.save_every or options.preview_every
 
 
@@ -149,9 +152,19 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--vectors", type=cli.whole_number(1), metavar="N", help="vectors to learn (default: as many as --init gives)")
     add("--property", choices=list(TEMPLATES), default="object", help="what the pictures share (%(default)s)")
     add("--templates", type=cli.path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
+    add(
+        "--captions",
+        action="store_true",
+        help="train with the text in the .txt beside each picture, or with its file name; the word has to be in it",
+    )
+    add(
+        "--recipe",
+        metavar="NAMES",
+        help=f"how it is learned, names with commas between them: {', '.join(RECIPES)} (default: the checkpoint's own)",
+    )
     add("--steps", type=cli.whole_number(1), metavar="N", help="default, as for the next four: the checkpoint's own")
     add("--batch", type=cli.whole_number(1, 10_000), metavar="N")
-    add("--lr", type=cli.positive, metavar="RATE", help="of the first step; it falls to 0 in a straight line")
+    add("--lr", type=cli.positive, metavar="RATE", help="of the first step")
     add("--size", type=cli.whole_number(1, 8192), metavar="PIXELS", help="pictures become squares of this side")
     add("--preview-every", type=cli.whole_number(1), metavar="N", help="steps between two rows of preview.png")
     add(

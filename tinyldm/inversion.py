@@ -103,11 +103,30 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
 def captions_of(model: LatentDiffusion, templates: Iterable[str], word: str) -> list[str]:
     """The templates filled with the word, each checked to bring every vector of it to the text encoder."""
     captions = [template.replace("{}", word) for template in templates]
-    placeholder = set(model.tokenizer.placeholders[word])
-    for caption, ids in zip(captions, model.tokenizer(captions), strict=True):  # raises if one is cut off
-        if not placeholder <= set(ids.tolist()):
-            raise InputError(f'the template behind "{caption}" hides {word}; leave a space around its {{}}')
+    for caption in captions:
+        check_caption(
+            model, caption, word, f'the template behind "{caption}" hides {word}; leave a space around its {{}}'
+        )
     return captions
+
+
+def caption_beside(model: LatentDiffusion, picture: Path, word: str) -> str:
+    """What the .txt beside a picture says; if there is none, the picture's file name, without numbers before it.
+
+    As kohya's scripts and OneTrainer have it, the word itself has to be in it. Raises InputError where it is not.
+    """
+    file = picture.with_suffix(".txt")
+    caption = " ".join(read_lines(file, "captions")) if file.exists() else re.sub(r"^[-\d]+\s*", "", picture.stem)
+    found = f'{file if file.exists() else picture} is captioned "{caption}"'
+    check_caption(model, caption, word, f"{found}, expected {word} in it; write a caption with it into {file}")
+    return caption
+
+
+def check_caption(model: LatentDiffusion, caption: str, word: str, error: str) -> None:
+    """Raises InputError(error) if the text encoder would not read every vector of the word; another one, if some of it
+    is cut off."""
+    if not set(model.tokenizer.placeholders[word]) <= set(model.tokenizer(caption)[0].tolist()):
+        raise InputError(error)
 
 
 # ---- What is random in a step
@@ -122,22 +141,43 @@ class Batch(NamedTuple):
     captions: list[str]
 
 
-def draw_batch(
-    mean: Tensor,  # (n, c, h, w), of the latents of the training pictures, on the CPU
-    log_variance: Tensor,  # (n, c, h, w)
-    captions: list[str],
-    schedule: NoiseSchedule,
-    size: int,
-    generator: torch.Generator,
-) -> Batch:
+class Pictures(NamedTuple):
+    """What a word is learned from, on the CPU."""
+
+    mean: Tensor  # (n, c, h, w), of the latents of n pictures,
+    log_variance: Tensor  # (n, c, h, w), and of what the autoencoder is unsure of
+    captions: list[list[str]]  # of each picture, as many as of any other
+
+
+def draw_independently(pictures: Pictures, schedule: NoiseSchedule, size: int, generator: torch.Generator) -> Batch:
+    """As the expectation of equation 2 says: every picture, timestep, caption and noise by itself."""
+    rows = torch.randint(len(pictures.mean), (size,), generator=generator)
+    t = torch.randint(schedule.steps, (size,), generator=generator)
+    return with_captions_and_noise(pictures, rows, t, generator)
+
+
+def draw_spread_out(pictures: Pictures, schedule: NoiseSchedule, size: int, generator: torch.Generator) -> Batch:
     """All pictures and timesteps are equally likely, but spread out: no picture comes twice while another has not come
     once, and `schedule.draw_timesteps` does as much for the timesteps. The mean gradient is that of independent draws;
     single ones stray less from it.
     """
-    rounds = [torch.randperm(len(mean), generator=generator) for _ in range(math.ceil(size / len(mean)))]
-    rows = torch.cat(rounds)[:size]
-    chosen = torch.randint(len(captions), (size,), generator=generator)
-    t = schedule.draw_timesteps(size, generator)
-    eps_0, eps = torch.randn(2, size, *mean.shape[1:], generator=generator)
-    z_0 = AutoencoderKL.sample(mean[rows], log_variance[rows], eps_0)
-    return Batch(z_0, eps, t, [captions[i] for i in chosen])
+    rounds = [
+        torch.randperm(len(pictures.mean), generator=generator) for _ in range(math.ceil(size / len(pictures.mean)))
+    ]
+    rows, t = torch.cat(rounds)[:size], schedule.draw_timesteps(size, generator)
+    return with_captions_and_noise(pictures, rows, t, generator)
+
+
+def draw_pairs(pictures: Pictures, schedule: NoiseSchedule, size: int, generator: torch.Generator) -> Batch:
+    """Spread out, and each twice, with opposite noise (antithetic variates): what is odd in the noise cancels out."""
+    half = draw_spread_out(pictures, schedule, math.ceil(size / 2), generator)
+    twice = half.z_0.repeat(2, 1, 1, 1), torch.cat([half.eps, -half.eps]), half.t.repeat(2)
+    return Batch(*(x[:size] for x in twice), (2 * half.captions)[:size])
+
+
+def with_captions_and_noise(pictures: Pictures, rows: Tensor, t: Tensor, generator: torch.Generator) -> Batch:
+    """rows: (b,), which of the pictures; t: (b,), their timesteps."""
+    chosen = torch.randint(len(pictures.captions[0]), rows.shape, generator=generator)
+    eps_0, eps = torch.randn(2, len(rows), *pictures.mean.shape[1:], generator=generator)
+    z_0 = AutoencoderKL.sample(pictures.mean[rows], pictures.log_variance[rows], eps_0)
+    return Batch(z_0, eps, t, [pictures.captions[row][i] for row, i in zip(rows, chosen, strict=True)])

@@ -39,7 +39,8 @@ class Defaults:
     sampler: str = "ddim"
     sampler_steps: int = 50
     guidance: float = 7.5
-    steps: int = 3000  # of learning a word,
+    recipe: str = "low-variance,falling"  # of learning a word, in recipes.py,
+    steps: int = 3000
     batch: int = 4
     lr: float = 5e-3
     preview_every: int = 500

@@ -31,6 +31,7 @@ from tinyldm.files import lock_folder, read_bytes, write_atomically
 from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.images import contact_sheet, read_image, save_image, to_images, to_tensor
 from tinyldm.latent_diffusion import LatentDiffusion
+from tinyldm.recipes import AtTheEnd, Word
 
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
@@ -50,25 +51,38 @@ class Run:
         options: Namespace,  # train.py's, none of them left open
         weights_sha256: str,  # which weights the word belongs to
         images: list[Image.Image],  # the training pictures
-        captions: list[str],  # the templates, filled with the word
-        vectors: Tensor,  # (vectors, width), that learn
-        optimizer: torch.optim.Optimizer,  # of these vectors alone
+        captions: list[list[str]],  # of each of them
+        word: Word,  # that learns
+        optimizer: torch.optim.Optimizer,  # of its vectors alone
+        stop: AtTheEnd,
     ):
-        self.options, self.vectors, self.optimizer = options, vectors, optimizer
+        self.options, self.word, self.optimizer, self.stop = options, word, optimizer, stop
+        self.vectors = word.vectors
         self.folder: Path = options.out
         named = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
         self.settings = named | {  # as JSON takes them
             "weights_sha256": weights_sha256,
-            "vectors": len(vectors),
+            "vectors": word.count,
             "pictures_sha256": hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest(),
             "templates_sha256": hashlib.sha256(json.dumps(captions).encode()).hexdigest(),
         }
         self.generator = torch.Generator().manual_seed(options.seed)
         self.done = 0  # steps
         self.status = 0  # to exit with; not 0 if a signal stopped the run before its last step
-        self.before = self.good = vectors.detach().clone()  # before the step; the last known to give a finite loss
+        self.enough = ""  # why the recipe stopped it before its last step
+        self.before = self.good = self.learned  # before the step; the last known to give a finite loss
         self.prompt = PREVIEWS[options.property].format(options.token)
         self.previews: dict[str, Image.Image] = {}  # label -> row of preview.png
+
+    @property
+    def words(self) -> dict[str, Tensor]:
+        """All that captions and prompts may hold by now: word -> (vectors, width)."""
+        return self.word.now(self.done / self.options.steps)
+
+    @property
+    def learned(self) -> Tensor:
+        """A copy of the new word's vectors, (vectors, width)."""
+        return self.words[self.options.token].detach().clone()
 
     def start(self, images: list[Image.Image]) -> None:
         """Write what there is before the first step. images: the training pictures."""
@@ -83,8 +97,9 @@ class Run:
         """Take everything up where the folder left it. Raises InputError if there is nothing, or another run."""
         state = self.saved_state()
         self.vectors.data.copy_(state["vectors"])
-        self.before = self.good = self.vectors.detach().clone()
         self.done = int(state["done"])
+        self.before = self.good = self.learned
+        self.stop.history = state["watched"].tolist()
         self.generator.set_state(state["generator"])
         self.optimizer.state[self.vectors] = {
             "step": torch.tensor(float(self.done)),
@@ -116,7 +131,8 @@ class Run:
             saved = load(read_bytes(file, MAX_STATE_BYTES))
             for name, here in self.state().items():
                 kind = (saved[name].dtype, saved[name].shape) if name in saved else None
-                if kind != (here.dtype, here.shape) or not saved[name].isfinite().all():
+                shape = here.shape if name != "watched" else saved[name].shape
+                if kind != (here.dtype, shape) or not saved[name].isfinite().all():
                     raise ValueError(f"{name} is missing or damaged")
             if not 0 <= saved["done"] <= 10**9:
                 raise ValueError(f"done is {saved['done']}")
@@ -162,23 +178,27 @@ class Run:
         options = self.options
         bar = tqdm(total=options.steps, initial=self.done, desc=f"learning {options.token}")
         with bar, cli.stop_on_signal() as stopping:
-            while self.done < options.steps and not stopping():
+            while self.done < options.steps and not self.enough and not stopping():
                 if self.done % options.preview_every == 0:
                     self.preview(model)
-                self.before = self.vectors.detach().clone()
+                self.before = self.learned
                 yield self.done
                 bar.update()
                 bar.set_postfix(loss=f"{self.loss:.4f}")
                 if self.done % options.save_every == 0:
                     self.save()
-            self.status = stopping() if self.done < options.steps else 0
+            self.status = 0 if self.finished else stopping()
         self.save()
-        if self.done == options.steps:
+        if self.finished:
             self.preview(model)
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.options.steps or bool(self.enough)
 
     def log(self, loss: Tensor) -> None:
         """One step is done. If its loss was not finite, keep the last vectors whose was, and raise InputError."""
-        self.loss, norm = torch.stack([loss.detach(), self.vectors.detach().norm(dim=1).mean()]).tolist()
+        self.loss, norm = torch.stack([loss.detach(), self.learned.norm(dim=1).mean()]).tolist()
         if math.isfinite(self.loss):
             self.good = self.before
         if not math.isfinite(self.loss) or not math.isfinite(norm):
@@ -191,13 +211,14 @@ class Run:
         self.done += 1
         with open(self.folder / "loss.csv", "a", newline="") as file:
             file.write(LOG_LINE.format(self.done, self.loss, norm))
+        self.enough = self.stop(self.words)
 
     def save(self) -> None:
         """The word, for sample.py and everybody; and the optimiser and generator besides, for --resume."""
-        vectors = self.vectors.detach().cpu()
-        save_embeddings(self.folder / "embedding.safetensors", {self.options.token: vectors})
+        learned = {self.options.token: self.learned.cpu()}
+        save_embeddings(self.folder / "embedding.safetensors", learned)
         if self.done:
-            save_embeddings(self.folder / f"embedding-{self.done:06d}.safetensors", {self.options.token: vectors})
+            save_embeddings(self.folder / f"embedding-{self.done:06d}.safetensors", learned)
         with write_atomically(self.folder / "resume.safetensors") as temporary:
             save_file(self.state(), temporary)
 
@@ -210,11 +231,12 @@ class Run:
             "exp_avg_sq": moments.get("exp_avg_sq", torch.zeros_like(vectors)).cpu(),
             "generator": self.generator.get_state(),
             "done": torch.tensor(self.done),
+            "watched": torch.tensor(self.stop.history, dtype=torch.float64),
         }
 
     def preview(self, model: LatentDiffusion) -> None:
         """One more row of preview.png: the same prompt and seeds, with the word as it is now."""
-        words, size = {self.options.token: self.vectors}, self.options.size
+        words, size = self.words, self.options.size
         prompts = [self.prompt] * len(PREVIEW_SEEDS)
         *_, z_0 = model.generate(prompts, PREVIEW_SEEDS, words=words, height=size, width=size)
         self.add_preview(f"{self.done:06d}", strip(model.decode(z_0)))
@@ -232,14 +254,15 @@ class Run:
 
     def what_next(self, arguments: list[str]) -> str:
         """What to type now, in two lines. arguments: what was typed after train.py."""
-        if self.done < self.options.steps:
+        if not self.finished:
             given = [word for word in arguments if word != "--resume"]
             out = [] if any(word.startswith("--out") for word in given) else ["--out", self.folder]
             command = cli.command("python", "train.py", *given, *out, "--resume")
             done = f"stopped after {self.done} of {self.options.steps} steps"
             return f"{done}, saved in {cli.printable(self.folder)}; to go on:\n  {command}"
         preview = cli.printable(self.folder / "preview.png")
-        return f"learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
+        early = f"stopped after {self.done} of {self.options.steps} steps: {self.enough}\n" if self.enough else ""
+        return f"{early}learned {self.options.token}: look at {preview}, then try\n  {self.sample_command()}"
 
     def sample_command(self) -> str:
         options = self.options

@@ -31,6 +31,7 @@ DEFAULTS = Defaults(
     sampler="ddim",
     sampler_steps=25,
     guidance=3.0,
+    recipe="low-variance,falling",
     steps=150,
     batch=16,
     lr=0.01,
