@@ -11,9 +11,13 @@ from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.inversion import (
     TEMPLATES,
     Batch,
+    Pictures,
     add_words,
+    caption_beside,
     captions_of,
-    draw_batch,
+    draw_independently,
+    draw_pairs,
+    draw_spread_out,
     read_templates,
     templates_for,
     vectors_of,
@@ -145,25 +149,27 @@ def test_a_template_file_is_checked(tmp_path):
         read_templates(tmp_path / "missing")
 
 
-def test_a_batch_is_drawn_anew_from_the_posterior(tiny):
+@pytest.mark.parametrize("draw", [draw_independently, draw_spread_out, draw_pairs])
+def test_a_batch_is_drawn_anew_from_the_posterior(draw):
     mean, log_variance = torch.zeros(4, 12, 8, 8), torch.full((4, 12, 8, 8), -2.0)
-    generator = torch.Generator().manual_seed(0)
-    first, second = (draw_batch(mean, log_variance, ["a", "b"], NoiseSchedule(), 64, generator) for _ in range(2))
+    pictures, generator = Pictures(mean, log_variance, [["a", "b"]] * 4), torch.Generator().manual_seed(0)
+    first, second = (draw(pictures, NoiseSchedule(), 64, generator) for _ in range(2))
     assert first.z_0.shape == first.eps.shape == (64, 12, 8, 8)
     assert abs(first.z_0.std().item() - torch.tensor(-1.0).exp().item()) < 0.01
     assert abs(first.eps.std().item() - 1) < 0.01
     assert not torch.equal(first.z_0, second.z_0) and not torch.equal(first.t, second.t)
     assert first.t.min() >= 0 and first.t.max() < 1000 and set(first.captions) == {"a", "b"}
-    again = draw_batch(mean, log_variance, ["a", "b"], NoiseSchedule(), 64, torch.Generator().manual_seed(0))
+    again = draw(pictures, NoiseSchedule(), 64, torch.Generator().manual_seed(0))
     assert torch.equal(first.z_0, again.z_0) and first.captions == again.captions
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_pictures_and_timesteps_of_a_batch_are_spread_out_and_all_equally_likely(size):
     mean = torch.arange(5.0).reshape(5, 1, 1, 1)
+    pictures = Pictures(mean, torch.full_like(mean, -100.0), [["a"]] * 5)
     generator, rows, times = torch.Generator().manual_seed(0), [], []
     for _ in range(3000):
-        batch = draw_batch(mean, torch.full_like(mean, -100.0), ["a"], NoiseSchedule(steps=48), size, generator)
+        batch = draw_spread_out(pictures, NoiseSchedule(steps=48), size, generator)
         rows.append(batch.z_0.flatten().round().long())
         times.append(batch.t)
         counts = rows[-1].bincount(minlength=5)
@@ -176,6 +182,58 @@ def test_pictures_and_timesteps_of_a_batch_are_spread_out_and_all_equally_likely
     if size == 3:  # a picture's timestep is any
         pairs = torch.stack([torch.cat(rows), torch.cat(times) // 16])
         assert torch.unique(pairs, dim=1).shape[1] == 15
+
+
+def test_independent_draws_are_equally_likely_and_know_nothing_of_each_other():
+    mean = torch.arange(5.0).reshape(5, 1, 1, 1)
+    pictures = Pictures(mean, torch.full_like(mean, -100.0), [["a"]] * 5)
+    batch = draw_independently(pictures, NoiseSchedule(steps=48), 100_000, torch.Generator().manual_seed(0))
+    rows = batch.z_0.flatten().round().long()
+    for drawn, values in ((rows, 5), (batch.t, 48), (rows * 48 + batch.t, 240), (rows[1:] * 5 + rows[:-1], 25)):
+        shares = drawn.bincount(minlength=values) / len(drawn)
+        assert len(shares) == values
+        assert (shares - 1 / values).abs().max() < 4 * (1 / values / len(drawn)) ** 0.5
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_of_a_pair_only_the_noise_differs_and_is_opposite(size):
+    pictures = Pictures(torch.randn(5, 2, 3, 3), torch.full((5, 2, 3, 3), -1.0), [[f"{i}", f"{i}!"] for i in range(5)])
+    batch = draw_pairs(pictures, NoiseSchedule(), size, torch.Generator().manual_seed(0))
+    half = (size + 1) // 2
+    assert [len(x) for x in batch] == [size] * 4
+    for i in range(half, size):
+        assert torch.equal(batch.eps[i], -batch.eps[i - half]) and torch.equal(batch.z_0[i], batch.z_0[i - half])
+        assert batch.t[i] == batch.t[i - half] and batch.captions[i] == batch.captions[i - half]
+
+
+@pytest.mark.parametrize("draw", [draw_independently, draw_spread_out, draw_pairs])
+def test_a_picture_comes_with_its_own_captions(draw):
+    mean = torch.arange(5.0).reshape(5, 1, 1, 1)
+    pictures = Pictures(mean, torch.full_like(mean, -100.0), [[f"{i} a", f"{i} b"] for i in range(5)])
+    batch = draw(pictures, NoiseSchedule(), 200, torch.Generator().manual_seed(0))
+    assert [int(caption[0]) for caption in batch.captions] == batch.z_0.flatten().round().int().tolist()
+    assert len(set(batch.captions)) == 10
+
+
+def test_a_caption_is_the_text_beside_a_picture_or_its_name(tiny, tmp_path):
+    tiny.tokenizer.add_placeholder("S*", 2)
+    assert caption_beside(tiny, tmp_path / "012- a S* on the grass.png", "S*") == "a S* on the grass"
+    (tmp_path / "1.txt").write_text("a photo of S*,\n next to a star \n", encoding="utf-8")
+    assert caption_beside(tiny, tmp_path / "1.png", "S*") == "a photo of S*, next to a star"
+
+
+def test_a_caption_without_the_word_is_an_error_that_says_where_to_write_one(tiny, tmp_path):
+    tiny.tokenizer.add_placeholder("S*", 2)
+    with pytest.raises(
+        InputError, match=r'7 star.png is captioned "star", expected S\* in it; write .* into .*7 star.txt'
+    ):
+        caption_beside(tiny, tmp_path / "7 star.png", "S*")
+    (tmp_path / "7 star.txt").write_text("a red star")
+    with pytest.raises(InputError, match=r'7 star.txt is captioned "a red star", expected S\* in it'):
+        caption_beside(tiny, tmp_path / "7 star.png", "S*")
+    (tmp_path / "7 star.txt").write_text("a star " * 40 + "S*")
+    with pytest.raises(InputError, match="cut off"):
+        caption_beside(tiny, tmp_path / "7 star.png", "S*")
 
 
 def gradient(dtype, size=1.0, scale=1.0):

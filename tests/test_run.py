@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from tinyldm import InputError, cli, images
 from tinyldm import run as running
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.latent_diffusion import Defaults
+from tinyldm.recipes import AtTheEnd, Word
 from tinyldm.run import Run
+from tinyldm.tokenizer import Tokenizer
 
 TYPED = ["--images", "pictures", "--token", "S*"]
 
@@ -38,9 +41,13 @@ def new_run(*more: str) -> Run:
     options = train.parse_options([*TYPED, "--steps", "4", *more])
     train.fill_in_defaults(options, Defaults(size=16, preview_every=2))
     options.out = options.out or train.folder_for(options.token)
-    vectors = torch.full((2, 4), 0.5).requires_grad_()
-    optimizer = torch.optim.AdamW([vectors], lr=options.lr, weight_decay=0)
-    return Run(options, "0" * 64, [plain("grey")], ["a photo of S*"], vectors, optimizer)
+    word = a_word(torch.full((2, 4), 0.5).requires_grad_())
+    optimizer = torch.optim.AdamW([word.vectors], lr=options.lr, weight_decay=0)
+    return Run(options, "0" * 64, [plain("grey")], [["a photo of S*"]], word, optimizer, AtTheEnd(None, options.steps))
+
+
+def a_word(vectors: Tensor) -> Word:
+    return Word(SimpleNamespace(tokenizer=Tokenizer([])), "S*", vectors, pictures=1)
 
 
 def resumed_run() -> Run:
@@ -301,10 +308,10 @@ def test_a_run_that_began_with_others_is_refused(what):
 
 
 def test_what_the_digests_are_of():
-    vectors = torch.zeros(1, 4)
+    word = a_word(torch.zeros(1, 4))
 
     def digests(colour: str, caption: str) -> list[str]:
-        settings = Run(new_run().options, "0" * 64, [plain(colour)], [caption], vectors, None).settings
+        settings = Run(new_run().options, "0" * 64, [plain(colour)], [[caption]], word, None, None).settings
         return [settings["pictures_sha256"], settings["templates_sha256"]]
 
     pictures, templates = digests("grey", "a S*")

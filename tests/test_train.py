@@ -20,6 +20,7 @@ from helpers.embedding_files import WRITERS
 from PIL import Image
 
 import train
+from tinyldm import recipes
 from tinyldm import run as running
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
@@ -182,7 +183,7 @@ def test_a_phrase_starts_one_vector_per_token(run, tmp_path):
 )
 def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny, vectors, init):
     defaults = replace(tiny.defaults, init_object="striped halved square")
-    options = Namespace(init=None, vectors=vectors, property="object", save_every=None)
+    options = Namespace(init=None, vectors=vectors, property="object", save_every=None, captions=False, recipe="paper")
     options.steps = options.batch = options.lr = options.size = options.preview_every = None
     train.fill_in_defaults(options, defaults)
     assert options.init == init
@@ -190,7 +191,7 @@ def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny
 
 @pytest.mark.parametrize(("learns", "word"), [("object", "thing"), ("style", "painting")])
 def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word):
-    options = Namespace(init=None, vectors=None, property=learns, save_every=None)
+    options = Namespace(init=None, vectors=None, property=learns, save_every=None, captions=False, recipe="paper")
     options.steps = options.batch = options.lr = options.size = options.preview_every = None
     train.fill_in_defaults(options, tiny.defaults)
     assert options.init == word and len(tiny.tokenizer.encode(word)) == 1
@@ -219,7 +220,7 @@ def test_every_tools_file_can_be_the_start(tiny, tmp_path):
     for write, suffix, _ in WRITERS:
         write(tmp_path / f"e{suffix}", vectors)
         options = Namespace(init=str(tmp_path / f"e{suffix}"), vectors=None)
-        assert torch.equal(train.first_vectors(tiny, options), vectors), write
+        assert torch.equal(train.first_vectors(tiny, options, None), vectors), write
 
 
 def test_a_word_of_a_file_of_several_can_be_the_start(run, tmp_path):
@@ -246,7 +247,7 @@ def test_resume_refuses_a_start_of_more_vectors_than_the_run_has(run, tmp_path):
 
 def test_templates_that_the_checkpoint_takes_at_their_word_are_left_out(run, tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(train, "captions_of", lambda *args: used.extend(captions_of(*args)) or used)
+    monkeypatch.setattr(recipes, "captions_of", lambda *args: used.extend(captions_of(*args)) or used)
     assert run("train.py", "--images", HEART, *SHORT, "--init", "heart").status == 0
     assert "a photo of a S*" in used and not any("close-up" in caption for caption in used)
 

@@ -82,7 +82,7 @@ class Run:
     @property
     def learned(self) -> Tensor:
         """A copy of the new word's vectors, (vectors, width)."""
-        return self.words[self.options.token].detach().clone()
+        return self.words[self.word.token].detach().clone()
 
     def start(self, images: list[Image.Image]) -> None:
         """Write what there is before the first step. images: the training pictures."""

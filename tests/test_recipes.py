@@ -1,0 +1,350 @@
+"""What each way to learn a word promises, on the tiny checkpoint."""
+
+from dataclasses import fields
+from functools import partial
+
+import pytest
+import torch
+from conftest import EXAMPLES
+from safetensors.torch import load_file
+
+import train
+from tinyldm import InputError
+from tinyldm import run as running
+from tinyldm.formats.embeddings import load_embeddings
+from tinyldm.images import read_images
+from tinyldm.inversion import Pictures, vectors_of
+from tinyldm.lab.world.distribution import pictures_of
+from tinyldm.lab.world.nouns import noun_thing
+from tinyldm.lab.world.styles import draw
+from tinyldm.recipes import (
+    CANDIDATES,
+    RECIPES,
+    AtTheEnd,
+    Lesson,
+    OnSphere,
+    ProgressiveWord,
+    Recipe,
+    WhenFlat,
+    Word,
+    WordPerPicture,
+    best_words,
+    composed,
+    constant,
+    decaying_norm,
+    falling,
+    kept_norm,
+    outputs,
+    whole_words,
+)
+
+CIRCLE = EXAMPLES / "striped-circle"
+SHORT = ("--images", CIRCLE, "--token", "S*", "--steps", 10, "--preview-every", 10, "--batch", 2, "--lr", 0.01)
+
+
+@pytest.fixture(autouse=True)
+def one_picture_a_preview(monkeypatch):
+    monkeypatch.setattr(running, "PREVIEW_SEEDS", range(1))
+
+
+def lesson(model, kind=Word, phrase="thing", count=1, folder=CIRCLE, batch=8):
+    images = [image for _, image in read_images(folder, 64)]
+    word = kind(model, "S*", vectors_of(model, phrase, count), len(images))
+    pictures = Pictures(*train.encode(model, images), word.captions([["a photo of a S*"]] * len(images)))
+    return Lesson(model, word, pictures, batch, partial(train.inversion_loss, model))
+
+
+def learned(folder):
+    return load_embeddings(folder / "outputs" / "S" / "embedding.safetensors")["S*"]
+
+
+# ---- Names
+
+
+def test_a_recipe_without_names_is_the_papers():
+    assert composed("paper") == Recipe()
+
+
+def test_names_are_composed():
+    recipe = composed("3-word,falling,fixed-norm")
+    assert recipe == Recipe(vectors=3, rate=falling, optimizer=OnSphere)
+
+
+def test_every_name_changes_something_that_recipes_have():
+    known = {field.name for field in fields(Recipe)}
+    assert all(changes and changes.keys() <= known for name, changes in RECIPES.items() if name != "paper")
+    assert len({str(changes) for changes in RECIPES.values()}) == len(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_learns_a_word(run, tmp_path, name):
+    captioned = tmp_path / "pictures"
+    captioned.mkdir()
+    for i, (path, _) in enumerate(read_images(CIRCLE)):
+        (captioned / f"a photo of S* {i}{path.suffix}").write_bytes(path.read_bytes())
+    outcome = run("train.py", *SHORT, "--images", captioned, "--steps", 3, "--recipe", name)
+    assert outcome.status == 0 and learned(tmp_path).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        ("low-variance,slow", 'no recipe "slow", expected some of paper, high-rate'),
+        ("", 'no recipe ""'),
+        ("2-word,progressive", "2-word and progressive both change the vectors; choose one of them"),
+        ("fixed-norm,kept-norm", "fixed-norm and kept-norm both change the optimizer"),
+    ],
+)
+def test_names_that_make_no_recipe_are_refused(run, names, error):
+    assert error in run("train.py", *SHORT, "--recipe", names).error
+
+
+def test_vectors_asked_for_come_before_those_of_a_recipe(run, tmp_path):
+    assert run("train.py", *SHORT, "--steps", 1, "--recipe", "3-word", "--vectors", 2).status == 0
+    assert learned(tmp_path).shape == (2, 128)
+
+
+# ---- Which vectors there are
+
+
+def test_vectors_wait_for_their_turn(tiny):
+    of = lesson(tiny, ProgressiveWord, count=3)
+    word, first = of.word, tiny.tokenizer.vocabulary_size
+    word.vectors = word.vectors.requires_grad_()
+    for done, count in ((0, 1), (0.39, 1), (0.4, 2), (0.79, 2), (0.8, 3), (1, 3)):
+        word.vectors.grad = None
+        words = word.now(done)
+        assert (
+            words["S*"].shape == (count, 128) and tiny.tokenizer.encode("S*") == [first, first + 1, first + 2][:count]
+        )
+        of.loss_of(of.fixed_batch(2), words).backward()
+        assert [bool(row.any()) for row in word.vectors.grad] == [i < count for i in range(3)]
+
+
+def test_vectors_that_wait_do_not_move_and_are_not_in_the_file(run, tmp_path):
+    words = (*SHORT, "--recipe", "progressive", "--save-every", 1, "--preview-every", 4)
+    assert run("train.py", *words).status == 0
+    sizes = [len(load_embeddings(tmp_path / f"outputs/S/embedding-{i:06d}.safetensors")["S*"]) for i in range(1, 11)]
+    assert sizes == [1] * 3 + [2] * 4 + [3] * 3
+    assert learned(tmp_path).shape == (3, 128)
+
+
+def test_a_token_for_each_picture_takes_what_only_that_one_shows(tiny):
+    of = lesson(tiny, WordPerPicture)
+    assert [of.pictures.captions[i] for i in (0, 4)] == [
+        ["a photo of a S* with <S* in picture 1>"],
+        ["a photo of a S* with <S* in picture 5>"],
+    ]
+    of.word.vectors = of.word.vectors.requires_grad_()
+    batch = of.fixed_batch(2)
+    of.loss_of(batch, of.word.now(0)).backward()
+    moved = [bool(row.any()) for row in of.word.vectors.grad]
+    assert moved == [True, *(any(f"picture {i}>" in text for text in batch.captions) for i in range(1, 6))]
+    assert sum(moved) == 3
+
+
+def test_of_the_tokens_for_pictures_only_the_word_is_kept(run, tmp_path):
+    assert run("train.py", *SHORT, "--recipe", "per-image").status == 0
+    assert learned(tmp_path).shape == (1, 128)
+    assert load_file(tmp_path / "outputs/S/resume.safetensors")["vectors"].shape == (6, 128)
+
+
+def test_captions_beside_the_pictures_are_what_it_trains_with(run, tmp_path, monkeypatch):
+    said, loss_of = set(), train.inversion_loss
+    monkeypatch.setattr(
+        train, "inversion_loss", lambda model, batch, words: said.update(batch.captions) or loss_of(model, batch, words)
+    )
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, (path, _) in enumerate(read_images(CIRCLE)):
+        (folder / f"{i}{path.suffix}").write_bytes(path.read_bytes())
+        (folder / f"{i}.txt").write_text(f"a photo of S* in the snow\n{'again ' * i}")
+    assert run("train.py", *SHORT, "--images", folder, "--captions").status == 0
+    assert said == {" ".join(["a photo of S* in the snow", *["again"] * i]) for i in range(5)}
+    (folder / "3.txt").write_text("a photo in the snow")
+    assert "3.txt is captioned" in run("train.py", *SHORT, "--images", folder, "--captions").error
+
+
+# ---- How they start
+
+
+def test_a_crossed_word_starts_as_what_the_text_encoder_makes_of_its_init(tiny):
+    context = tiny.context(["red star"])
+    of = lesson(tiny, phrase="red star", count=2)
+    assert torch.allclose(outputs(of), context[0, 1:3], atol=1e-6)
+
+
+def test_the_word_that_the_pictures_show_is_found(tiny, tmp_path, capsys):
+    """Five pictures of a thing that has a word: a raindrop."""
+    for i, picture in enumerate(pictures_of(noun_thing("raindrop"))):
+        draw(picture).save(tmp_path / f"{i}.png")
+    of = lesson(tiny, folder=tmp_path)
+    start = best_words(of)
+    distance = (tiny.text_encoder.table - start).norm(dim=1)
+    found = tiny.tokenizer.decode([int(distance.argmin())])
+    assert distance.min() == 0 and f'"{found}"' in capsys.readouterr().out.split("smallest loss: ")[1].split(" ")[0]
+    batch = of.fixed_batch(8)
+    with torch.no_grad():
+        best, thing, raindrop = (
+            of.loss_of(batch, {"S*": vectors}).item()
+            for vectors in (start, vectors_of(tiny, "thing"), vectors_of(tiny, "raindrop"))
+        )
+    assert best <= raindrop < thing
+
+
+def test_only_whole_words_are_looked_at(tiny):
+    words = [tiny.tokenizer.decode([i]) for i in whole_words(tiny).tolist()]
+    assert {"red", "star", "raindrop"} <= set(words) and all(word.isalpha() and len(word) > 1 for word in words)
+    assert all(len(tiny.tokenizer.encode(word)) == 1 for word in words)
+
+
+def test_looking_for_words_costs_no_more_than_a_pass_a_candidate(tiny):
+    of, passes = lesson(tiny, count=2, batch=2), []
+    of = of._replace(loss_of=lambda batch, words: passes.append(1) or (words["S*"] ** 2).sum())
+    best_words(of)
+    assert len(passes) == 2 * (1 + CANDIDATES)
+
+
+# ---- How they move
+
+
+def test_rates():
+    assert [constant(done) for done in (0, 0.5, 1)] == [1, 1, 1]
+    assert [falling(done) for done in (0, 0.5, 1)] == [1, 0.5, 0]
+
+
+@pytest.mark.parametrize("name", ["fixed-norm", "kept-norm"])
+def test_a_norm_that_is_fixed_stays(run, tmp_path, tiny, name):
+    norms = tiny.text_encoder.table.norm(dim=1)
+    expected = norms.mean() if name == "fixed-norm" else norms.median()
+    assert run("train.py", *SHORT, "--recipe", name, "--save-every", 1).status == 0
+    files = [load_embeddings(path)["S*"] for path in sorted((tmp_path / "outputs" / "S").glob("embedding-*"))]
+    assert len(files) == 10 and not torch.equal(files[0], files[9])
+    assert all(abs(vectors.norm() / expected - 1) < 1e-5 for vectors in files)
+
+
+def test_a_decaying_norm_goes_part_of_the_way_to_the_median():
+    table = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]])  # norms of 5, 1 and 2
+    for lr, share in ((1e-9, 1e-7), (1e-3, 0.1), (0.5, 1.0)):
+        vectors = torch.tensor([[0.6, 0.8], [8.0, 0.0]], requires_grad=True)
+        optimizer = decaying_norm(vectors, table, lr)
+        vectors.grad = torch.zeros_like(vectors)
+        optimizer.step()
+        assert torch.allclose(vectors.norm(dim=1), torch.tensor([1 + share, 8 - 6 * share]))
+        assert torch.allclose(vectors[1] / vectors[1].norm(), torch.tensor([1.0, 0.0]))
+
+
+def test_a_kept_norm_is_the_median():
+    vectors = torch.tensor([[0.6, 0.8], [8.0, 0.0]], requires_grad=True)
+    optimizer = kept_norm(vectors, torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]]), 1e-3)
+    vectors.grad = torch.rand(2, 2)
+    optimizer.step()
+    assert torch.allclose(vectors.norm(dim=1), torch.tensor([2.0, 2.0]))
+
+
+def test_a_step_on_the_sphere_turns_by_the_rate_against_the_gradient_along_it():
+    table, vectors = (
+        torch.tensor([[2.0, 0.0, 0.0], [0.0, 4.0, 0.0]]),
+        torch.tensor([[7.0, 0.0, 0.0]], requires_grad=True),
+    )
+    optimizer = OnSphere(vectors, table, lr=0.01)
+    assert torch.equal(vectors, torch.tensor([[3.0, 0.0, 0.0]]))
+    vectors.grad = torch.tensor([[100.0, 0.3, 0.0]])  # most of it away from the sphere, which does not count
+    optimizer.step()
+    angle = torch.atan(torch.tensor(0.04))
+    assert torch.allclose(vectors, 3 * torch.tensor([[angle.cos(), -angle.sin(), 0.0]]))
+
+
+def test_without_a_gradient_the_prior_turns_vectors_back_to_where_they_began():
+    vectors = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
+    optimizer = OnSphere(vectors, torch.eye(3), lr=0.01)
+    vectors.data = torch.tensor([[0.6, 0.8, 0.0]])
+    for _ in range(10):
+        vectors.grad = torch.zeros_like(vectors)
+        optimizer.step()
+    assert vectors[0, 0] > 0.85 and abs(vectors.norm() - 1) < 1e-6
+
+
+# ---- What is added to the loss
+
+
+def test_penalties_are_of_the_distance_to_the_start():
+    first, vectors = torch.zeros(2, 3), torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    squared, distance, nothing = (composed(name).penalty for name in ("regularised", "cross", "paper"))
+    assert squared(vectors, first).item() == pytest.approx(1e-2 * (25 + 1) / 2)
+    assert distance(vectors, first).item() == pytest.approx(1e-5 * (5 + 1) / 2, rel=1e-4)
+    assert nothing(vectors, first).item() == 0
+
+
+@pytest.mark.parametrize("name", ["regularised", "cross"])
+def test_a_penalty_pulls_towards_the_start_and_not_where_it_starts(name):
+    first = torch.zeros(1, 3)
+    vectors = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+    composed(name).penalty(vectors, first).backward()
+    assert vectors.grad[0, 0] > 0 and vectors.grad[0, 1:].abs().max() < 1e-9
+    here = first.clone().requires_grad_()
+    composed(name).penalty(here, first).backward()
+    assert here.grad.isfinite().all()
+
+
+# ---- When it stops
+
+
+def losses(values, kind=WhenFlat, steps=200):
+    """After how many of these losses of the fixed batch it stops, and why."""
+    stop = kind.__new__(kind)
+    stop.history, stop.window, values = [], 10, iter(values)
+    stop.batch, stop.loss_of = None, lambda batch, words: torch.tensor(next(values))
+    for step in range(1, steps + 1):
+        if reason := stop({}):
+            return step, reason
+    return steps, ""
+
+
+def test_it_stops_when_the_loss_of_a_fixed_batch_is_flat():
+    values = [2.0 ** -(i / 3) for i in range(200)]
+    step, reason = losses(values)
+    assert (
+        10 < step < 30 and values[step] < 0.05 and "in the last 10 steps the loss of a fixed batch varied 0." in reason
+    )
+
+
+def test_it_goes_on_while_the_loss_falls():
+    assert losses([2.0**-i for i in range(9)], steps=9) == (9, "")
+    assert losses([1 / (1 + i % 7) for i in range(200)]) == (200, "")  # never flat: up and down as much as ever
+
+
+def test_the_paper_stops_at_the_last_step():
+    assert losses([1.0] * 200, AtTheEnd) == (200, "")
+
+
+def test_an_early_stop_is_a_finished_run_that_says_why(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(WhenFlat, "LEAST", 100)  # anything is flat
+    outcome = run("train.py", *SHORT, "--steps", 40, "--recipe", "early-stop")
+    assert outcome.status == 0
+    said, _, _ = outcome.out.strip().splitlines()
+    assert said.startswith("stopped after 9 of 40 steps: in the last 8 steps the loss of a fixed batch varied")
+    assert len((tmp_path / "outputs/S/loss.csv").read_text().splitlines()) == 1 + 9
+    assert (tmp_path / "outputs/S/previews/000009.png").exists()
+
+
+@pytest.mark.parametrize("name", ["early-stop", "progressive", "per-image", "fixed-norm", "auto-start"])
+def test_a_run_of_any_recipe_is_resumed_bit_for_bit(run, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(WhenFlat, "LEAST", 1.1)
+    words = (*SHORT, "--recipe", name)
+    whole, parts = ("--out", tmp_path / "whole"), ("--out", tmp_path / "parts")
+    assert run("train.py", *words, *whole).status == 0
+    log = running.Run.log
+
+    def interrupted(self, loss):
+        log(self, loss)
+        if self.done == 5:
+            raise InputError("a cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Run, "log", interrupted)
+        assert run("train.py", *words, *parts, "--save-every", 4).status == 2
+    assert run("train.py", *words, *parts, "--save-every", 4, "--resume").status == 0
+    one, other = (load_embeddings(tmp_path / name / "embedding.safetensors")["S*"] for name in ("whole", "parts"))
+    assert torch.equal(one, other)
+    assert (tmp_path / "whole/loss.csv").read_text() == (tmp_path / "parts/loss.csv").read_text()
