@@ -148,8 +148,8 @@ def test_the_command_writes_all_figures_and_the_same_ones_whatever_stands_beside
     assert figures["truth"].keys() == {"colours", "shape", "background", "pattern", "style", "count", "new colour"}
     assert alone["truth"] == {}
     head, *rows, truth = outcome.out.splitlines()
-    assert head.split() == ["reconstruction", "editability", "own", "mean", "of", "cosines"]
-    assert [row.rsplit(maxsplit=4)[0] for row in rows] == ["S*", *names]
+    assert head.split() == ["reconstruction", "editability", "mean", "of", "cosines"]
+    assert [row.rsplit(maxsplit=3)[0] for row in rows] == ["S*", *names]
     assert rows[0].split()[1:3] == [f"{figures[what]:.3f}" for what in ("reconstruction", "editability")]
     assert truth.startswith("S*: colours ")
 

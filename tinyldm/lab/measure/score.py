@@ -251,7 +251,7 @@ def drawn(
 
 def table(result: Score) -> list[str]:
     """Lines to read: the word, beneath it its references; and what its pictures show."""
-    kinds = result.figures.kinds
+    kinds = result.figures.kinds if len(result.figures.kinds) > 1 else []
     columns = ["reconstruction", "editability", *kinds, "mean of cosines"]
     rows = [(result.word, result.figures), *result.references.items()]
     first = max(len(name) for name, _ in rows)
