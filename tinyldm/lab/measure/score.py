@@ -174,6 +174,9 @@ def compared(reconstruction: float | None, targets: Sequence[Target], features: 
     return Figures(reconstruction, tuple(rows))
 
 
+# ---- The score
+
+
 def questions_of_thing(word: str, thing: Thing) -> list[Question]:
     """Whether pictures of the word show the thing, and a sketch of it, two, or one in a new colour if asked to."""
     pattern = {"pattern": Sees("pattern", thing.pattern or "plain")}
@@ -181,9 +184,6 @@ def questions_of_thing(word: str, thing: Thing) -> list[Question]:
     for question in combined(word, thing):
         alone.append(replace(question, checks={CHECKS[what]: check for what, check in question.checks.items()}))
     return alone
-
-
-# ---- The score
 
 
 def score(
