@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import WEIGHTS
 
+from tinyldm import InputError
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.lab.world import captions as module
 from tinyldm.lab.world.captions import (
@@ -14,11 +15,13 @@ from tinyldm.lab.world.captions import (
     fill_object,
     has_background,
     make_tokenizer,
+    name_of,
     plural,
     subject,
+    thing_named,
     vaguely,
 )
-from tinyldm.lab.world.distribution import random_picture
+from tinyldm.lab.world.distribution import EXAMPLES, random_picture
 from tinyldm.lab.world.nouns import ALL_NOUNS, ANY_THING, INVENTED_NOUNS, NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.styles import INVENTED_STYLES, STYLES
@@ -41,6 +44,37 @@ def captions(pictures) -> list[str]:
 )
 def test_plural(word, words):
     assert plural(word) == words
+
+
+def test_a_name_names_its_thing(pictures):
+    things = {thing for picture in pictures for thing in picture.things} | set(EXAMPLES.values())
+    assert {thing.size for thing in things} == {"small", "medium", "large"} and len(things) > 1000
+    wrong = [thing for thing in things if thing_named(name_of(thing)) != thing]
+    assert {thing.noun for thing in wrong} <= {"balloon"}  # of any colour, which no caption says
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "circle",
+        "teal",
+        "teal and white circle",
+        "teal striped circle",
+        "teal and teal striped circle",
+        "teal and white spotted circle",
+        "teal and white striped lemon",
+        "tiny teal circle",
+        "orange sun",  # whose rim is orange: a plain circle, and nothing could be said of its two colours
+        "a teal circle",
+        "teal circle ",
+    ],
+)
+def test_what_names_nothing_is_told_what_there_is(name):
+    with pytest.raises(InputError) as error:
+        thing_named(name)
+    assert str(error.value).startswith(f"{name!r} names nothing of the tiny world, expected such as ")
+    assert all(word in str(error.value) for word in (*COLOURS, *PATTERNS, *SHAPES, "bolt", *NOUNS))
 
 
 def test_captions_are_plain_short_english(captions):

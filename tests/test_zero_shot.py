@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import WEIGHTS
+from PIL import Image
 
-from tinyldm.formats.checkpoint import load_clip
-from tinyldm.formats.merges import read_merges
+from tinyldm import InputError
 from tinyldm.lab.measure import zero_shot
 from tinyldm.lab.pretraining.contrastive import tiny_clip
 from tinyldm.lab.world import captions
@@ -17,7 +17,6 @@ from tinyldm.lab.world.nouns import noun_thing
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.styles import INVENTED_STYLES
 from tinyldm.lab.world.things import PATTERNS, Picture, Thing
-from tinyldm.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -146,12 +145,29 @@ def test_the_command_asks_each_question_of_the_pictures_it_suits(run, monkeypatc
     assert len(lines) == 5
 
 
+def test_features_are_the_same_of_images_and_of_their_pixels():
+    model, _ = zero_shot.read_clip(WEIGHTS / "clip.safetensors")
+    array, _ = make_pictures(60, seed=0)  # more than a batch
+    images = [Image.fromarray(pixels) for pixels in array]
+    expected = zero_shot.features_of_pictures(model, torch.from_numpy(array))
+    assert torch.allclose(zero_shot.features_of_images(model, images), expected, atol=1e-5)
+    twice = [image.resize((128, 128), Image.Resampling.NEAREST) for image in images[:2]]
+    near = zero_shot.features_of_images(model, twice)  # made as large as the model reads them
+    assert ((near * expected[:2]).sum(dim=1) > 0.95).all()
+
+
+def test_a_clip_without_its_merges_is_an_error_that_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.safetensors").symlink_to(WEIGHTS / "clip.safetensors")
+    with pytest.raises(InputError, match=r"no merges.txt beside .*clip.safetensors.*: hf download"):
+        zero_shot.read_clip(tmp_path / "clip.safetensors")
+
+
 def test_the_one_that_comes_with_the_project_is_small_and_knows_its_world():
     """weights/tiny/README.md states the whole figures; these bounds leave room for few pictures and prompts."""
     path = WEIGHTS / "clip.safetensors"
     assert path.stat().st_size <= 8_000_000
-    model = load_clip(path)
-    tokenizer = Tokenizer(read_merges(WEIGHTS / "merges.txt"), length=model.config.text.length)
+    model, tokenizer = zero_shot.read_clip(path)
     array, pictures = make_pictures(200, HELD_OUT_SEED)
     pixels = torch.from_numpy(array)
     assert zero_shot.ranked_first(model, tokenizer, pixels[:150], pictures[:150]) >= 0.95

@@ -1,6 +1,6 @@
 """Pictures of prompts, and in how many of them what was asked for is so."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,25 @@ def sampled(
     guidance: float | None = None,
 ) -> list[Image.Image]:
     """One image for each prompt, the i-th from the seed i. guidance: None for the checkpoint's own."""
-    images, few = [], len(prompts) < 100  # as of a word: several may be measured at once, too many bars
-    for rows in tqdm(torch.arange(len(prompts)).split(20), desc="sampling", leave=False, disable=few):
-        seeds = rows.tolist()
-        *_, z_0 = model.generate([prompts[i] for i in seeds], seeds, words=words, guidance=guidance)
-        images += to_images(model.decode(z_0))
-    return images
+    few = len(prompts) < 100  # as of a word: several may be measured at once, too many bars
+    images = samples(model, prompts, range(len(prompts)), words, guidance=guidance)
+    return list(tqdm(images, desc="sampling", total=len(prompts), leave=False, disable=few))
+
+
+def samples(
+    model: LatentDiffusion,
+    prompts: Sequence[str],
+    seeds: Sequence[int],  # one a prompt
+    words: dict[str, Tensor] | None = None,
+    *,
+    batch: int = 20,  # pictures at a time
+    guidance: float | None = None,
+) -> Iterator[Image.Image]:
+    """One image after another, as each batch of them is done."""
+    for first in range(0, len(prompts), batch):
+        rows = slice(first, first + batch)
+        *_, z_0 = model.generate(prompts[rows], seeds[rows], words=words, guidance=guidance)
+        yield from to_images(model.decode(z_0))
 
 
 @torch.no_grad()

@@ -7,17 +7,20 @@ found by prompts alone.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
-from tinyldm.clip_image import CLIP, normalize
+from tinyldm.clip_image import CLIP, normalize, preprocess
 from tinyldm.formats.checkpoint import load_clip
-from tinyldm.formats.merges import read_merges
+from tinyldm.formats.merges import GET_MERGES, find_merges, read_merges
 from tinyldm.images import from_pixels
 from tinyldm.lab import TINY
 from tinyldm.lab.world.captions import caption, has_background, medium, place_phrase, trimmed, vaguely, with_articles
@@ -26,6 +29,28 @@ from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.styles import INVENTED_STYLES, STYLES
 from tinyldm.lab.world.things import COLOURS, PATTERNS, PLACES, SHAPES, VIEWS, Picture
 from tinyldm.tokenizer import Tokenizer
+
+
+def read_clip(path: Path, device: str = "cpu") -> tuple[CLIP, Tokenizer]:
+    """A CLIP of the tiny world or of OpenAI, and the tokenizer of its prompts, from the merges beside it or in weights.
+
+    Raises InputError as load_clip does, and if there are no merges, or those of another CLIP.
+    """
+    model = load_clip(path, device)
+    if (merges := find_merges(path)) is None:
+        raise InputError(f"no merges.txt beside {path}, expected its tokenizer's; get OpenAI's with: {GET_MERGES}")
+    tokenizer = Tokenizer(read_merges(merges), length=model.config.text.length)
+    if tokenizer.vocabulary_size != (expected := model.config.text.vocabulary_size):
+        found = f"{merges} makes a vocabulary of {tokenizer.vocabulary_size}"
+        raise InputError(f"{found}, expected {expected} for {path}; copy both again, from one place")
+    return model, tokenizer
+
+
+@torch.no_grad()
+def features_of_images(model: CLIP, images: Sequence[Image.Image]) -> Tensor:
+    """n images of any size, made as large as the model reads them -> (n, projection)"""
+    batches = preprocess(list(images), model.config.vision.size).split(50)
+    return torch.cat([model.image_features(batch.to(model.logit_scale.device)) for batch in batches])
 
 
 @torch.no_grad()
@@ -143,11 +168,7 @@ def main(arguments: list[str]) -> None:
     add("--pictures", type=cli.whole_number(500, 1_000_000), default=2000, metavar="N", help="to draw (%(default)s)")
     options = parser.parse_args(arguments)
 
-    model = load_clip(options.weights / "clip.safetensors")
-    tokenizer = Tokenizer(read_merges(options.weights / "merges.txt"), length=model.config.text.length)
-    if tokenizer.vocabulary_size != (expected := model.config.text.vocabulary_size):
-        found = f"{options.weights / 'merges.txt'} makes a vocabulary of {tokenizer.vocabulary_size}"
-        raise InputError(f"{found}, expected {expected} for the clip.safetensors beside it; copy both again")
+    model, tokenizer = read_clip(options.weights / "clip.safetensors")
     pixels, pictures = make_pictures(options.pictures, HELD_OUT_SEED, model.config.vision.size)
     pixels = torch.from_numpy(pixels)
     first_500 = pictures[:500]  # the 300 captions of each take their time

@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from tinyldm.lab.world.nouns import ANY_THING, INVENTED_NOUNS
+from tinyldm import InputError
+from tinyldm.lab.world.nouns import ALL_NOUNS, ANY_THING, INVENTED_NOUNS, NOUNS, noun_thing
 from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.styles import INVENTED_STYLES
-from tinyldm.lab.world.things import VIEWS, Picture, Thing, choice
+from tinyldm.lab.world.things import COLOURS, HELD_OUT_SHAPES, PATTERNS, SHAPES, VIEWS, Picture, Thing, choice
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from tinyldm.tokenizer import Tokenizer, learn_merges
 
@@ -72,6 +73,25 @@ def name_of(thing: Thing, size: bool = True) -> str:
         return " ".join([*words, *([thing.colour] if thing.said_colour else []), thing.noun])
     surface = f"{thing.colour} and {thing.colour2} {thing.pattern}" if thing.pattern else thing.colour
     return " ".join([*words, surface, thing.shape])
+
+
+def thing_named(name: str) -> Thing:
+    """The inverse of name_of: what "teal and white striped circle" names. Raises InputError if that is nothing."""
+    colours, patterns, shapes = "|".join(COLOURS), "|".join(PATTERNS), SHAPES | HELD_OUT_SHAPES
+    surface = rf"(?:({colours}) (?:and ({colours}) ({patterns}) )?)?"
+    match = re.fullmatch(rf"(?:(small|large) )?{surface}(\w+)", name)
+    size, colour, colour2, pattern, what = match.groups() if match else (None,) * 5
+    thing = None
+    if what in ALL_NOUNS and not pattern:
+        thing = noun_thing(what, size or "medium", colour)
+    elif what in shapes and colour:
+        thing = Thing(what, colour, pattern, colour2, size=size or "medium")
+    if thing is None or thing.colour == thing.colour2:
+        known = {"colours": COLOURS, "patterns": PATTERNS, "shapes": shapes, "nouns": NOUNS}
+        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in known.items())
+        expected = 'expected such as "teal and white striped circle", "small red star" or "blue lemon"'
+        raise InputError(f"{name!r} names nothing of the tiny world, {expected}; {listed}")
+    return thing
 
 
 def subject(picture: Picture, article: str = "a", adjective: str | None = None) -> str:
