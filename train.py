@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
         optimizer.zero_grad()
         run.log(loss)
     print(run.what_next(arguments))
-    if advice := advice_for_diffusers(options.token, vectors):
+    if advice := advice_for_diffusers(options.token, run.learned):
         print(advice)
     return run.status
 
