@@ -64,11 +64,11 @@ def main(arguments: list[str]) -> int:
     model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
     options.out = options.out if options.resume else take_folder(options.out, folder_for(options.token))
 
-    lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model))
+    loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
+    lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
     vectors = word.vectors = recipe.start(lesson).requires_grad_()
     first, lr = vectors.detach().clone(), options.lr * recipe.lr
     optimizer = recipe.optimizer(vectors, model.text_encoder.table, lr)
-    loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     run = Run(options, weights_sha256, images, pictures.captions, word, optimizer, recipe.stop(lesson, options.steps))
     run.resume() if options.resume else run.start(images)
     for step in run.steps(model):

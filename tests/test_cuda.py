@@ -29,6 +29,7 @@ from tinyldm.lab.pretraining import loop
 from tinyldm.lab.pretraining.stages import STAGES
 from tinyldm.lab.world.distribution import make_pictures
 from tinyldm.latent_diffusion import LatentDiffusion
+from tinyldm.recipes import RECIPES
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.unet import UNet, UNetConfig
 from train import LOSS_SCALE, inversion_loss
@@ -219,6 +220,15 @@ def test_a_word_is_learned_as_on_the_cpu(run, tmp_path, dtype, near):
     assert np.abs(losses / losses_here - 1).max() < near
     assert losses[-10:].mean() < losses[:10].mean()
     assert direction(vectors - start, expected - start) > 0.99
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"captions"}))
+def test_every_recipe_learns_there_what_it_learns_on_the_cpu(run, tmp_path, full_float32, recipe):
+    words = ("--recipe", recipe)
+    expected, losses_here = train(run, tmp_path / "here", *words, "--device", "cpu", steps=12)
+    vectors, losses = train(run, tmp_path / "there", *words, "--device", DEVICE, steps=12)
+    assert len(losses) == len(losses_here) and np.abs(losses / losses_here - 1).max() < 0.01
+    assert direction(vectors, expected) > 0.99
 
 
 @pytest.mark.parametrize(("first", "second"), [(DEVICE, DEVICE), ("cpu", DEVICE), (DEVICE, "cpu")])

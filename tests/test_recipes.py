@@ -51,7 +51,7 @@ def lesson(model, kind=Word, phrase="thing", count=1, folder=CIRCLE, batch=8):
     images = [image for _, image in read_images(folder, 64)]
     word = kind(model, "S*", vectors_of(model, phrase, count), len(images))
     pictures = Pictures(*train.encode(model, images), word.captions([["a photo of a S*"]] * len(images)))
-    return Lesson(model, word, pictures, batch, partial(train.inversion_loss, model))
+    return Lesson(model, word, pictures, batch, partial(train.inversion_loss, model), loss_scale=1.0)
 
 
 def learned(folder):

@@ -111,8 +111,9 @@ class Lesson(NamedTuple):
     model: LatentDiffusion
     word: Word
     pictures: Pictures
-    batch: int
+    batch: int  # pictures a step
     loss_of: LossOf
+    loss_scale: float  # by which gradients of it are to be larger on their way, see train.py
 
     def fixed_batch(self, size: int) -> Batch:
         """The same every time: pictures, captions, timesteps and noise by which vectors can be compared."""
@@ -146,7 +147,7 @@ def best_words(lesson: Lesson) -> Tensor:
     batch, table, ids = lesson.fixed_batch(lesson.batch), model.text_encoder.table.float(), whole_words(model)
     for i in tqdm(range(word.count), desc=f"looking for words like {word.token}"):
         vectors = word.vectors.requires_grad_()
-        (gradient,) = torch.autograd.grad(lesson.loss_of(batch, word.now(1)), vectors)
+        (gradient,) = torch.autograd.grad(lesson.loss_scale * lesson.loss_of(batch, word.now(1)), vectors)
         word.vectors = vectors.detach()
         change = (table[ids] - word.vectors[i]) @ gradient[i]
         losses = {}
