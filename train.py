@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     model.check_size(options.size, options.size, options.batch, learning=True)
 
     # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
-    word = recipe.word(model, options.token, first_vectors(model, options, recipe.vectors), len(images))
+    word = recipe.word(model, options.token, first_vectors(model, options), len(images))
     captions = recipe.captions(model, options.token, paths, templates or templates_for(model, options.property))
     pictures = Pictures(*encode(model, images), word.captions(captions))
     model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
@@ -89,26 +89,20 @@ def main(arguments: list[str]) -> int:
     return run.status
 
 
-def first_vectors(model: LatentDiffusion, options: Namespace, count: int | None) -> Tensor:
-    """The word before the first step, (vectors, width): a copy of --init's words, or of the vectors in its file.
-
-    count: of the recipe; --vectors comes first.
-    """
-    count = options.vectors or count
+def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
+    """The word before the first step, (vectors, width): a copy of --init's words, or of the vectors in its file."""
     # By the suffix, because a mistyped file name would be a phrase of a dozen tokens, and nobody would notice.
     if not re.search(r"\.(safetensors|pt|bin|ckpt|png|webp)(:|$)", options.init):
-        return vectors_of(model, options.init, count)
+        return vectors_of(model, options.init, options.vectors)
     words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
     file, _ = split_word(options.init)
     if len(words) > 1:
         one = cli.command("--init", f"{file}:{next(iter(words))}")
         raise InputError(f"--init: {file} holds {listed(words)}, expected one; try {one}")
     (vectors,) = words.values()
-    if count not in (None, len(vectors)):
-        found = (
-            f"{file} holds {len(vectors)} vectors, {'--vectors' if options.vectors else 'the recipe'} asks for {count}"
-        )
-        raise InputError(f"--init: {found}; leave it out")
+    if options.vectors not in (None, len(vectors)):
+        found = f"{file} holds {len(vectors)} vectors, --vectors or the recipe asks for {options.vectors}"
+        raise InputError(f"--init: {found}; leave that out")
     return vectors.to(model.device)
 
 
@@ -127,14 +121,19 @@ def folder_for(token: str) -> Path:
 
 def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
     """What was left open becomes what suits the checkpoint."""
+    if options.recipe is None:
+        # A start that was given need not be looked for.
+        names = [name for name in defaults.recipe.split(",") if options.init is None or name != "auto-start"]
+        options.recipe = ",".join(names) or "paper"
+    if options.captions and "captions" not in options.recipe.split(","):
+        options.recipe += ",captions"
+    options.vectors = options.vectors or composed(options.recipe).vectors
     if options.init is None:
         phrase = {"object": defaults.init_object, "style": defaults.init_style}[options.property].split()
         options.init = " ".join(phrase[-(options.vectors or len(phrase)) :])  # the noun stands last
-    for name in ("recipe", "steps", "batch", "lr", "size", "preview_every"):
+    for name in ("steps", "batch", "lr", "size", "preview_every"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(defaults, name))
-    if options.captions and "captions" not in options.recipe.split(","):
-        options.recipe += ",captions"
     options.save_every = options.save_every or options.preview_every
 
 

@@ -25,6 +25,7 @@ from tinyldm import run as running
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.inversion import add_words, captions_of, templates_for
+from tinyldm.latent_diffusion import Defaults
 
 HEART = EXAMPLES / "checkered-heart"
 SHORT = ("--token", "S*", "--steps", 4, "--preview-every", 2, "--batch", 2)
@@ -197,6 +198,28 @@ def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word
     assert options.init == word and len(tiny.tokenizer.encode(word)) == 1
 
 
+@pytest.mark.parametrize(
+    ("typed", "recipe"),
+    [
+        ([], "auto-start,falling"),
+        (["--init", "heart"], "falling"),
+        (["--init", "heart", "--recipe", "auto-start"], "auto-start"),
+        (["--captions"], "auto-start,falling,captions"),
+        (["--recipe", "paper,captions", "--captions"], "paper,captions"),
+    ],
+)
+def test_a_start_that_was_given_is_not_looked_for(typed, recipe):
+    options = train.parse_options(["--images", "pictures", "--token", "S*", *typed])
+    train.fill_in_defaults(options, Defaults(recipe="auto-start,falling"))
+    assert options.recipe == recipe
+
+
+def test_of_the_checkpoints_start_as_many_words_are_taken_as_the_recipe_has_vectors():
+    options = train.parse_options(["--images", "pictures", "--token", "S*", "--recipe", "2-word"])
+    train.fill_in_defaults(options, Defaults(init_object="striped halved square"))
+    assert (options.vectors, options.init) == (2, "halved square")
+
+
 def test_more_vectors_than_init_tokens_are_allowed(run, tmp_path):
     assert run("train.py", "--images", HEART, *SHORT, "--init", "heart", "--vectors", 3).status == 0
     assert learned(tmp_path / "outputs" / "S").shape == (3, 128)
@@ -220,7 +243,7 @@ def test_every_tools_file_can_be_the_start(tiny, tmp_path):
     for write, suffix, _ in WRITERS:
         write(tmp_path / f"e{suffix}", vectors)
         options = Namespace(init=str(tmp_path / f"e{suffix}"), vectors=None)
-        assert torch.equal(train.first_vectors(tiny, options, None), vectors), write
+        assert torch.equal(train.first_vectors(tiny, options), vectors), write
 
 
 def test_a_word_of_a_file_of_several_can_be_the_start(run, tmp_path):
