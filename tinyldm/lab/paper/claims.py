@@ -3,17 +3,17 @@
 from typing import NamedTuple
 
 from tinyldm.lab.paper.cells import PLAIN
+from tinyldm.lab.paper.lessons import PAPER
 from tinyldm.lab.paper.table import IMAGE_ONLY, RIGHT, Estimate, Table, difference
-from tinyldm.lab.paper.ways import PAPER
 
 HIGHER, LOWER, EQUAL = "higher", "lower", "equal"
 NEAR = 0.02  # what is equal differs by less
 
 
 class Expected(NamedTuple):
-    """How a way should differ from another."""
+    """How a recipe should differ from another."""
 
-    way: str
+    recipe: str
     measure: str
     how: str  # HIGHER, LOWER or EQUAL
     than: str = PAPER
@@ -33,11 +33,11 @@ CLAIMS = [
         [Expected(PAPER, "reconstruction", EQUAL, than=IMAGE_ONLY)],
     ),
     Claim(
-        "Several vectors are much harder to edit than one. They reconstruct as well, and those far from known words better",
+        "Several vectors are much harder to edit than one, and show more details where they are far from known words",
         SECTION_5_3,
         [
-            Expected(way, measure, how)
-            for way in ("2-word", "3-word", "progressive")
+            Expected(recipe, measure, how)
+            for recipe in ("2-word", "3-word", "progressive")
             for measure, how in (("editability", LOWER), ("reconstruction", HIGHER))
         ],
     ),
@@ -69,7 +69,7 @@ CLAIMS = [
     Claim(
         "A word of the known words' length leaves the rest of the prompt free",
         "Directional Textual Inversion, arXiv 2512.13672",
-        [Expected(way, "editability", HIGHER) for way in ("fixed-norm", "kept-norm", "norm-decay")],
+        [Expected(recipe, "editability", HIGHER) for recipe in ("fixed-norm", "kept-norm", "norm-decay")],
     ),
     Claim(
         "A start from the text encoder's output, and a pull towards it, edit better",
@@ -88,7 +88,7 @@ CLAIMS = [
     Claim(
         "Draws that vary less, a rate that falls and a start that suits the pictures learn more in the same steps",
         "what recipes.py says of them",
-        [Expected(way, RIGHT, HIGHER) for way in ("low-variance", "pairs", "falling", "auto-start")],
+        [Expected(recipe, RIGHT, HIGHER) for recipe in ("low-variance", "pairs", "falling", "auto-start")],
     ),
 ]
 
@@ -101,14 +101,15 @@ class Finding(NamedTuple):
 
 def findings(table: Table, claim: Claim) -> list[Finding]:
     """Of those expectations that the table has figures for."""
-    found = [(each, difference(table, each.way, each.than, each.measure)) for each in claim.expected]
+    found = [(each, difference(table, each.recipe, each.than, each.measure)) for each in claim.expected]
     return [Finding(each, found, verdict(found, each.how)) for each, found in found if found]
 
 
 def verdict(found: Estimate, how: str) -> str:
     """Whether the whole interval is where it was expected, or none of it, or neither."""
     if how == EQUAL:
-        agrees, differs = -NEAR < found.low and found.high < NEAR, found.low > NEAR or found.high < -NEAR
+        agrees = max(abs(found.low), abs(found.high)) < NEAR
+        differs = found.low > NEAR or found.high < -NEAR
     else:
         agrees, differs = (found.low > 0, found.high < 0) if how == HIGHER else (found.high < 0, found.low > 0)
     return "agrees" if agrees else "does not agree" if differs else "not decided"

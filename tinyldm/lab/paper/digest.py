@@ -7,7 +7,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from types import CodeType
 
 from tinyldm.lab.paper.concepts import Concept
@@ -52,6 +52,7 @@ def described(value: object, found: dict[str, str]) -> str:
     return name
 
 
+@cache
 def code_of(value: object) -> str:
     """Its source, whose comments and docstrings may change."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(value)))

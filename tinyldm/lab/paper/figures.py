@@ -28,7 +28,7 @@ FIGURES: dict[str, list[Part]] = {  # from back to front
     "snowman": [
         ([moved(arc(0.58), 0, 0.45)], "white"),
         ([moved(arc(0.36), 0, -0.32)], "white"),
-        ([corners("-.32,-1.08 .32,-1.08 .32,-.7 .5,-.7 .5,-.54 -.5,-.54 -.5,-.7 -.32,-.7")], "black"),
+        ([corners("-.32,-1.08 .32,-1.08 .32,-.7 .5,-.7 .5,-.54 -.5,-.54 -.5,-.7 -.32,-.7")], "red"),
     ],
     "letter": [([corners("-.6,-1 .7,-1 .7,-.6 -.14,-.6 -.14,-.2 .5,-.2 .5,.2 -.14,.2 -.14,1 -.6,1")], "purple")],
     "face": [
@@ -48,7 +48,7 @@ FIGURES: dict[str, list[Part]] = {  # from back to front
     "pebble": [([own_outline(np.random.default_rng(22))], "pink")],
 }
 THINGS = {  # as the world would have them, if it knew the shape
-    "snowman": Thing("snowman", "white", None, "black"),
+    "snowman": Thing("snowman", "white", None, "red"),
     "letter": Thing("letter", "purple"),
     "face": Thing("face", "yellow", None, "black"),
     "key": Thing("key", "teal"),

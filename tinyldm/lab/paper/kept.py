@@ -12,7 +12,7 @@ from tinyldm.lab.measure.judge import WEIGHTS as JUDGE
 from tinyldm.lab.paper.cells import CURVE, NUM, PLAIN, STEPS, UNTRAINED, Cell
 from tinyldm.lab.paper.concepts import CONCEPTS
 from tinyldm.lab.paper.digest import concept_digest, digest_of
-from tinyldm.lab.paper.ways import PAPER, SAVES, settings
+from tinyldm.lab.paper.lessons import PAPER, SAVES, settings
 from tinyldm.latent_diffusion import Defaults
 
 DIGITS = 5  # after the point: more than a person reads
@@ -24,15 +24,14 @@ class Digests:
     def __init__(self, weights: str, defaults: Defaults):
         """weights: the digest of the checkpoint's."""
         instruments = [file_sha256(file) for file in (TINY / "clip.safetensors", JUDGE)]
-        self.common = [weights, defaults.guidance, NUM, STEPS, CURVE, SAVES, *instruments]
+        self.common = [weights, defaults.guidance, NUM, STEPS, SAVES, *instruments]
         self.of_concept = cache(lambda name: concept_digest(CONCEPTS[name]))
-        self.of_way = cache(lambda way, subject: digest_of(settings(way, subject, defaults)))
+        self.of_recipe = cache(lambda recipe, subject: digest_of(settings(recipe, subject, defaults)))
 
     def __call__(self, cell: Cell) -> str:
-        way = PAPER if cell.way in (UNTRAINED, PLAIN) else cell.way
-        return digest_of(
-            cell, self.of_way(way, CONCEPTS[cell.concept].subject), self.of_concept(cell.concept), self.common
-        )
+        recipe = PAPER if cell.recipe in (UNTRAINED, PLAIN) else cell.recipe
+        learned = self.of_recipe(recipe, CONCEPTS[cell.concept].subject)
+        return digest_of(cell, learned, self.of_concept(cell.concept), self.common, CURVE if cell.curve else None)
 
 
 class CellFile:

@@ -1,53 +1,54 @@
-"""Cells in several processes at once, each with one thread."""
+"""Work on many cells in several processes at once, each with one thread."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
 from tinyldm import InputError
-from tinyldm.lab.paper.cells import Cell, Place, measured
+
+Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
-def in_processes(cells: Sequence[Cell], place: Place, processes: int, what: str) -> Iterator[tuple[Cell, dict]]:
-    """Each cell with its figures, as soon as it is done. what: the progress bar's name.
+def in_processes(
+    work: Callable[[Task], Result], tasks: Sequence[Task], processes: int, what: str
+) -> Iterator[tuple[Task, Result]]:
+    """Each task with its result, as soon as it is done. what: the progress bar's name.
 
-    Whatever ends this, an error or Ctrl-C, ends the processes too, with the cells that they are at.
+    work: a function of a module, since other processes have to find it. Whatever ends this, an error or Ctrl-C, ends
+    the processes too, with the tasks that they are at.
     """
-    with tqdm(total=len(cells), desc=what, unit="cell") as bar:
-        for cell, figures in one_by_one(cells, place) if processes == 1 else in_pool(cells, place, processes):
-            yield cell, figures
-            bar.update()
+    done = one_by_one(work, tasks) if min(processes, len(tasks)) < 2 else in_pool(work, tasks, processes)
+    yield from tqdm(done, total=len(tasks), desc=what)
 
 
-def one_by_one(cells: Sequence[Cell], place: Place) -> Iterator[tuple[Cell, dict]]:
+def one_by_one(work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
     """In this process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for cell in cells:
-            yield cell, measured(cell, place)
+        for task in tasks:
+            yield task, work(task)
     finally:
         torch.set_num_threads(threads)
 
 
-def in_pool(cells: Sequence[Cell], place: Place, processes: int) -> Iterator[tuple[Cell, dict]]:
+def in_pool(work: Callable[[Task], Result], tasks: Sequence[Task], processes: int) -> Iterator[tuple[Task, Result]]:
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin)
     try:
-        futures = {pool.submit(measured, cell, place): cell for cell in cells}
+        futures = {pool.submit(work, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise InputError(
-            "a process was ended from outside, as when there is not enough memory; type the same again to go on, "
-            "perhaps with fewer --processes"
-        ) from None
+        again = "type the same again to go on, perhaps with fewer --processes"
+        raise InputError(f"a process was ended from outside, as when memory is out; {again}") from None
     finally:
         for process in multiprocessing.active_children():
             process.kill()
@@ -55,7 +56,7 @@ def in_pool(cells: Sequence[Cell], place: Place, processes: int) -> Iterator[tup
 
 
 def begin() -> None:
-    """In each process: one thread; Ctrl-C is the parent's business, and its end is the end of all."""
+    """In each process: one thread; Ctrl-C is its parent's business, whose end is its own."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()

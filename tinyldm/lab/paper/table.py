@@ -9,9 +9,11 @@ from tinyldm.lab.paper.cells import PLAIN, UNTRAINED
 
 IMAGE_ONLY, PROMPT_ONLY = "image only", "prompt only"
 REFERENCES = (IMAGE_ONLY, PROMPT_ONLY, PLAIN, UNTRAINED)
-RIGHT = "right"  # the mean of all shares that are checked
+RIGHT = "right"  # how much of what is checked: the mean of both halves below
+LIKENESS, EDITS = f"{RIGHT}, likeness", f"{RIGHT}, edits"
+OF_LIKENESS = ("colours", "shape", "outline", "pattern", "its own style")  # checks; all others are of edits
 
-Table = dict[str, dict[str, dict[str, float]]]  # way -> concept -> measure -> its mean over the seeds
+Table = dict[str, dict[str, dict[str, float]]]  # recipe -> concept -> measure -> its mean over the seeds
 
 
 class Estimate(NamedTuple):
@@ -31,37 +33,46 @@ def table_of(lines: Iterable[dict]) -> Table:
     """Of the lines of cells that are no curves. What needs no word has rows of its own."""
     rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     for line in lines:
-        rows.setdefault((line["way"], line["concept"]), []).append(measures_of(line))
+        rows.setdefault((line["recipe"], line["concept"]), []).append(measures_of(line))
         for name, figures in line.get("references", {}).items():
-            if line["way"] == UNTRAINED:
+            if line["recipe"] == UNTRAINED:
                 rows.setdefault((name, line["concept"]), []).append(figures)
     table: Table = {}
-    for (way, concept), of_seeds in rows.items():
+    for (recipe, concept), of_seeds in rows.items():
         means = {measure: fmean(row[measure] for row in of_seeds) for measure in of_seeds[0]}
-        table.setdefault(way, {})[concept] = means
+        table.setdefault(recipe, {})[concept] = means
     return table
 
 
 def measures_of(line: dict) -> dict[str, float]:
     """All numbers of a cell or of a curve's point by their names."""
     names = ("reconstruction", "editability", "mean_of_cosines", "norm", "steps", "seconds")
+    truth = line["truth"]
+    likeness = fmean(share for check, share in truth.items() if check in OF_LIKENESS)
+    edits = fmean(share for check, share in truth.items() if check not in OF_LIKENESS)
     return (
         {name: line[name] for name in names if name in line}
         | {f"editability, {kind}": value for kind, value in line["kinds"].items()}
-        | {f"right, {check}": value for check, value in line["truth"].items()}
-        | {RIGHT: fmean(line["truth"].values())}
+        | {f"{RIGHT}, {check}": value for check, value in truth.items()}
+        | {LIKENESS: likeness, EDITS: edits, RIGHT: (likeness + edits) / 2}
     )
 
 
-def learned_ways(table: Table) -> list[str]:
-    """Those that are no references, the best first: where most of what is checked is right."""
-    ways = [way for way in table if way not in REFERENCES]
-    return sorted(ways, key=lambda way: -fmean(measures[RIGHT] for measures in table[way].values()))
+def learned_recipes(table: Table) -> list[str]:
+    """Those that are no references, the best first: of whose pictures most is right."""
+    recipes = [recipe for recipe in table if recipe not in REFERENCES]
+    return sorted(recipes, key=lambda recipe: -fmean(measures[RIGHT] for measures in table[recipe].values()))
 
 
-def values_of(table: Table, way: str, measure: str) -> dict[str, float]:
+def complete_recipes(table: Table) -> list[str]:
+    """Those of them with the most concepts, which alone can be compared by their means."""
+    most = max(len(table[recipe]) for recipe in learned_recipes(table))
+    return [recipe for recipe in learned_recipes(table) if len(table[recipe]) == most]
+
+
+def values_of(table: Table, recipe: str, measure: str) -> dict[str, float]:
     """concept -> its measure, of those that have it."""
-    return {concept: row[measure] for concept, row in table.get(way, {}).items() if measure in row}
+    return {concept: row[measure] for concept, row in table.get(recipe, {}).items() if measure in row}
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -69,11 +80,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(fmean(values), *interval(values)) if values else None
 
 
-def mean(table: Table, way: str, measure: str) -> Estimate | None:
-    return estimate([*values_of(table, way, measure).values()])
+def mean(table: Table, recipe: str, measure: str) -> Estimate | None:
+    return estimate([*values_of(table, recipe, measure).values()])
 
 
-def difference(table: Table, way: str, than: str, measure: str) -> Estimate | None:
-    """Of the two ways on the same concepts, pair by pair; None if they have none in common."""
-    one, other = values_of(table, way, measure), values_of(table, than, measure)
+def difference(table: Table, recipe: str, than: str, measure: str) -> Estimate | None:
+    """Of the two recipes on the same concepts, pair by pair; None if they have none in common."""
+    one, other = values_of(table, recipe, measure), values_of(table, than, measure)
     return estimate([one[concept] - other[concept] for concept in one if concept in other])

@@ -1,6 +1,6 @@
-"""The ways to learn that are compared, and learning one word in one of them.
+"""The recipes that are compared, and learning one word in one of them.
 
-A way is what train.py's --recipe takes, with further options of train.py behind it if there are any: "falling", or
+A recipe is what train.py's --recipe takes, with further options of train.py behind it if there are any: "falling", or
 "falling,low-variance --steps 60". All have the options of PROTOCOL besides, but for "default", which is train.py
 without any.
 """
@@ -30,7 +30,7 @@ TOKEN = "S*"
 PROTOCOL = ("--steps", "150", "--batch", "16", "--lr", "0.01")
 PAPER, DEFAULT = "paper", "default"
 COMPOSITIONS = ("auto-start,low-variance,falling", "fixed-norm,falling,low-variance")
-WAYS = (*RECIPES, DEFAULT, *COMPOSITIONS)
+COMPARED = (*RECIPES, DEFAULT, *COMPOSITIONS)
 SAVES = 10  # of the vectors while they are learned
 
 
@@ -41,33 +41,33 @@ def train() -> ModuleType:
     return importlib.import_module("train")
 
 
-def names_of(way: str) -> str:
-    """Those of its recipes, with commas between them. Raises InputError if the way is no words of a shell."""
-    return split(way)[0]
+def names_of(recipe: str) -> str:
+    """Those of its recipes, with commas between them. Raises InputError if the recipe is no words of a shell."""
+    return split(recipe)[0]
 
 
-def split(way: str) -> list[str]:
+def split(recipe: str) -> list[str]:
     try:
-        words = shlex.split(way)
+        words = shlex.split(recipe)
     except ValueError:
         words = []
     if not words:
-        raise InputError(f'{way!r} is no recipe, expected such as "paper" or "falling,low-variance --steps 60"')
+        raise InputError(f'{recipe!r} is no recipe, expected such as "paper" or "falling,low-variance --steps 60"')
     return words
 
 
-def options_of(way: str) -> list[str]:
-    """All of train.py that a way says."""
-    names, *more = split(way)
+def options_of(recipe: str) -> list[str]:
+    """All of train.py that a recipe says."""
+    names, *more = split(recipe)
     return more if names == DEFAULT else ["--recipe", names, *PROTOCOL, *more]
 
 
-def settings(way: str, subject: str, defaults: Defaults) -> dict[str, object]:
+def settings(recipe: str, subject: str, defaults: Defaults) -> dict[str, object]:
     """What a word is learned with, in full, with the code of its recipe; subject: "object" or "style".
 
     Raises InputError as train.py does, and for a recipe that there is not.
     """
-    command = ["--images", ".", "--token", TOKEN, "--property", subject, *options_of(way)]
+    command = ["--images", ".", "--token", TOKEN, "--property", subject, *options_of(recipe)]
     options = train().parse_options(command)
     train().fill_in_defaults(options, defaults)
     names = ("recipe", "init", "vectors", "property", "steps", "batch", "lr", "size", "dtype")
@@ -82,16 +82,16 @@ class Learned(NamedTuple):
     seconds: float  # in all
 
 
-def learn(way: str, concept: Concept, seed: int, weights: Path, scratch: Path, defaults: Defaults) -> Learned:
+def learn(recipe: str, concept: Concept, seed: int, weights: Path, scratch: Path, defaults: Defaults) -> Learned:
     """What train.py learns in this process, in a folder of its own in `scratch`.
 
     Raises KeyboardInterrupt if a signal stopped it.
     """
-    steps = settings(way, concept.subject, defaults)["steps"]
+    steps = settings(recipe, concept.subject, defaults)["steps"]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         pictures, out = Path(folder) / "pictures", Path(folder) / "word"
-        write_pictures(concept, pictures, with_captions="captions" in names_of(way).split(","))
-        command = [*options_of(way), "--images", pictures, "--token", TOKEN, "--property", concept.subject, *UNSEEN]
+        write_pictures(concept, pictures, with_captions="captions" in names_of(recipe).split(","))
+        command = [*options_of(recipe), "--images", pictures, "--token", TOKEN, "--property", concept.subject, *UNSEEN]
         command += ["--weights", weights, "--device", "cpu", "--seed", seed, "--out", out]
         command += ["--save-every", max(1, steps // SAVES)]
         clock, computed = time.time(), time.process_time()
