@@ -32,7 +32,7 @@ UNTRAINED, PLAIN = "untrained", "plain words"  # stand in a recipe's place: the 
 
 # The paper has 64 pictures a prompt and 50 steps of DDIM. Here pictures are spread over many concepts and seeds, and of
 # four things in plain words, 8 steps and 25 gave the same cosines to 0.003, the same shares but for one pattern of 32.
-NUM, STEPS = 4, 8
+NUM, STEPS = 3, 8
 CURVE = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the steps after which a word is scored, to see it learn
 
 

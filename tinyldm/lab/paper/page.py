@@ -54,7 +54,8 @@ def write_page(page: Page, out: Path) -> None:
     parts = [headline(page, table), in_short(table), protocol(page), found(table), everything(table)]
     parts += [against_the_paper(table), checks(table), picture("How long the vectors become", "norms.png")]
     if page.curves:
-        curves(points_of(page.curves, page.cells), out / "curves.png")
+        points = points_of(page.curves, page.cells)
+        curves({recipe: points[recipe] for recipe in learned(table) if recipe in points}, out / "curves.png")
         text = "The best recipes, by the vectors that were saved while they learned, with few pictures of each."
         parts.append(picture("While they learn", "curves.png", text))
     if (out / "strips.png").exists():
@@ -128,7 +129,7 @@ def protocol(page: Page) -> str:
 def found(table: Table) -> str:
     rule = paragraph(
         'A verdict is "agrees" where the whole interval lies on the side that was expected, "does not agree" where it',
-        f'lies on the other, else "not decided". Equal means nearer than {NEAR}.',
+        f'lies on the other, else "not decided". Equal means nearer than {NEAR}, of shares {100 * NEAR:.0f} points.',
     )
     parts = ["## What the paper and others found, and what we find", rule]
     for claim in CLAIMS:

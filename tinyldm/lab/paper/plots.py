@@ -66,6 +66,8 @@ def norms(table: Table, file: Path) -> None:
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set(yticks=range(len(recipes)), xlabel="norm of the vectors, 1 is the median of known words", xscale="log")
     axes.set_yticklabels(recipes, fontsize=8)
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}")  # matplotlib would write 10 to the power of 0
     axes.grid(alpha=0.3)
     save_figure(figure, file)
 

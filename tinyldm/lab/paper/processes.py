@@ -59,6 +59,9 @@ def begin() -> None:
     """In each process: one thread; Ctrl-C is its parent's business, whose end is its own."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is between processes, and Python would tell of it when this one is killed
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
