@@ -42,9 +42,7 @@ def learn(training: Training, folder: Path, out: Path, *more: str) -> Path:
     more: further options of train.py, which override the training's. Raises InputError if train.py is not there, or
     refuses to learn.
     """
-    if not (ROOT / "train.py").is_file():
-        raise InputError(f"no train.py in {ROOT}, expected the whole project there; clone it and pip install -e .")
-    command = [sys.executable, ROOT / "train.py", *training.options, *more, "--images", folder, "--token", "S*"]
+    command = [sys.executable, train_script(), *training.options, *more, "--images", folder, "--token", "S*"]
     command += ["--weights", training.weights, "--out", out]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -53,6 +51,13 @@ def learn(training: Training, folder: Path, out: Path, *more: str) -> Path:
     if run.returncode:
         raise RuntimeError(f"train.py ended with status {run.returncode}:\n{run.stderr}")
     return out / "embedding.safetensors"
+
+
+def train_script() -> Path:
+    """train.py, which lies beside the package and not in it. Raises InputError if it is not there."""
+    if not (ROOT / "train.py").is_file():
+        raise InputError(f"no train.py in {ROOT}, expected the whole project there; clone it and pip install -e .")
+    return ROOT / "train.py"
 
 
 def word_for(training: Training, pictures: Sequence[Picture], seed: int, kind: str = "object") -> dict[str, Tensor]:

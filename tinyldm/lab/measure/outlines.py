@@ -1,6 +1,7 @@
 """How well a learned word keeps an outline: that of a shape training never saw, beside shapes that it knows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -50,15 +51,33 @@ def silhouette_of(image: Image.Image) -> np.ndarray:
 @cache
 def true_silhouettes(shape: str) -> np.ndarray:
     """Of the shape's outline in all its leanings, (len(ANGLES), SIDE, SIDE) bool."""
+    return leaning_silhouettes(lambda spot: shape_mask(Thing(shape, "red"), spot, DRAWN))
+
+
+def leaning_silhouettes(mask_at: Callable[[Spot], Image.Image]) -> np.ndarray:
+    """Of anything whose mask can be drawn at a spot, white on black, DRAWN pixels wide: as `true_silhouettes`."""
     spots = [Spot(0.5, 0.5, 0.3, np.radians(angle)) for angle in ANGLES]
-    masks = [shape_mask(Thing(shape, "red"), spot, DRAWN) for spot in spots]
-    return np.stack([silhouette(np.asarray(mask) > 127) for mask in masks])
+    return np.stack([silhouette(np.asarray(mask_at(spot)) > 127) for spot in spots])
 
 
 def overlap(seen: np.ndarray, shape: str) -> float:
     """Intersection over union of a silhouette and the shape's own, in the leaning that suits best."""
-    true = true_silhouettes(shape)
+    return best_overlap(seen, true_silhouettes(shape))
+
+
+def best_overlap(seen: np.ndarray, true: np.ndarray) -> float:
+    """Intersection over union of a silhouette and that of the true ones, (n, SIDE, SIDE), which suits best."""
     return float(((seen & true).sum(axis=(1, 2)) / (seen | true).sum(axis=(1, 2))).max())
+
+
+@dataclass(frozen=True)
+class HasOutline:
+    """How far the object's outline is the true one, in any of its leanings: the `best_overlap`. A check."""
+
+    true: Callable[[], np.ndarray]  # its silhouettes
+
+    def __call__(self, pixels: np.ndarray, said: dict[str, str]) -> float:
+        return best_overlap(silhouette_of(Image.fromarray(pixels)), self.true())
 
 
 def mean_overlap(silhouettes: Sequence[np.ndarray], shape: str) -> float:

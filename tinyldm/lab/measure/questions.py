@@ -16,7 +16,7 @@ from tinyldm.lab.world.scenes import SCENES
 from tinyldm.lab.world.styles import STYLES, draw
 from tinyldm.lab.world.things import COLOURS, HELD_OUT_COMBINATIONS, PATTERNS, PLACES, SHAPES, Picture, Thing, choice
 
-Check = Callable[[np.ndarray, dict[str, str]], bool]  # (pixels, the judge's answers) -> is it so?
+Check = Callable[[np.ndarray, dict[str, str]], float]  # (pixels, the judge's answers) -> is it so, or how far, 0 to 1
 
 LEAST = 6  # pictures behind every figure
 WORD_SAMPLES = 16

@@ -63,11 +63,12 @@ def ask(
 
 
 def judged(judge: Judge, questions: Sequence[Question], images: Sequence[Image.Image]) -> dict[str, float]:
-    """The share of the pictures, one a question, in which each check is passed."""
-    passed: dict[str, list[bool]] = {}
+    """The share of the pictures, one a question, in which each check is passed; the mean, where it is a matter of
+    degree."""
+    passed: dict[str, list[float]] = {}
     for question, image, said in zip(questions, images, judge.answers(to_tensor(images)), strict=True):
         for what, check in question.checks.items():
-            passed.setdefault(what, []).append(bool(check(np.asarray(image), said)))
+            passed.setdefault(what, []).append(float(check(np.asarray(image), said)))
     return {what: float(np.mean(values)) for what, values in passed.items()}
 
 

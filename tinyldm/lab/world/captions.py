@@ -116,8 +116,12 @@ def whereabouts(picture: Picture, rng: np.random.Generator) -> tuple[str, str]:
     place = f" {place_phrase(picture.place)}" if picture.place else ""
     if not has_background(picture.style) or rng.random() > 0.8:
         return place, ""
-    scene = SCENES.get(picture.background)
-    return place, f" {scene.words}" if scene else f" on a {picture.background} background"
+    return place, f" {background_phrase(picture.background)}"
+
+
+def background_phrase(background: str) -> str:
+    """How captions say a colour or a scene: "on a red background", "in the snow"."""
+    return SCENES[background].words if background in SCENES else f"on a {background} background"
 
 
 def has_background(style: str) -> bool:

@@ -48,9 +48,14 @@ def arrange(picture: Picture, rng: np.random.Generator) -> list[Spot]:
 
 def shape_mask(thing: Thing, spot: Spot, width: int) -> Image.Image:
     """White where the thing is, black elsewhere: width x width, of mode L."""
+    return mask_of(OUTLINES[thing.shape], spot, width)
+
+
+def mask_of(outlines: list[np.ndarray], spot: Spot, width: int) -> Image.Image:
+    """Of the first outline, without the holes that the others are."""
     mask = Image.new("L", (width, width))
     pen = ImageDraw.Draw(mask)
-    for i, outline in enumerate(OUTLINES[thing.shape]):
+    for i, outline in enumerate(outlines):
         pen.polygon(spot.to_pixels(outline, width), fill=0 if i else 255)
     return mask
 

@@ -45,9 +45,14 @@ def flat(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generato
 
 
 def photo(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generator) -> Image.Image:
-    """Soft light from above."""
-    light = np.linspace(1.04, 0.94, size)[:, None, None]
-    return rounded(np.asarray(flat(picture, spots, size, rng)) * light)
+    """Things in plain colours, lit."""
+    return lit(flat(picture, spots, size, rng))
+
+
+def lit(image: Image.Image) -> Image.Image:
+    """In soft light from above."""
+    light = np.linspace(1.04, 0.94, image.height)[:, None, None]
+    return rounded(np.asarray(image) * light)
 
 
 def line_art(picture: Picture, spots: list[Spot], canvas: Image.Image, **colours) -> Image.Image:
