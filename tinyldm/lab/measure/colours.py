@@ -8,6 +8,7 @@ import numpy as np
 from tinyldm.lab.world.things import COLOURS, Thing, nearest_colour
 
 EDGE = 60  # levels of 255, as a distance in RGB: two colours further apart than this are different things
+COMMON = 0.03  # of the frame's pixels: so many of a colour are the background's, as the mortar between bricks is
 LEAST_SHARE = 0.15  # of the object's pixels: a colour of a pattern has at least as many
 
 
@@ -24,9 +25,23 @@ def background_colour(pixels: np.ndarray) -> str:
 
 
 def contrast_of(pixels: np.ndarray) -> np.ndarray:
-    """How far each pixel is from the background's median colour, (h, w), as a distance in RGB."""
-    background = np.median(frame(pixels), axis=0)
-    return np.linalg.norm(pixels.astype(np.float32) - background, axis=-1)
+    """How far each pixel is from the nearest of the background's colours, (h, w), as a distance in RGB.
+
+    A scene has several, its bricks and its mortar: all those that COMMON of the frame's pixels have.
+    """
+    colours, near = [], frame(pixels).astype(np.float32)
+    least = COMMON * len(near)
+    while len(near) > least:
+        centre = np.median(near, axis=0)
+        inside = np.linalg.norm(near - centre, axis=-1) <= EDGE
+        if inside.sum() < least:  # it lies between colours: take one pixel's own
+            centre = near[0]
+            inside = np.linalg.norm(near - centre, axis=-1) <= EDGE
+        if inside.sum() >= least:
+            colours.append(centre)
+        near = near[~inside]
+    colours = colours or [np.median(frame(pixels), axis=0)]
+    return np.min([np.linalg.norm(pixels.astype(np.float32) - colour, axis=-1) for colour in colours], axis=0)
 
 
 def object_pixels(pixels: np.ndarray) -> np.ndarray:
