@@ -145,20 +145,21 @@ def best_words(lesson: Lesson) -> Tensor:
     """
     model, word = lesson.model, lesson.word
     batch, table, ids = lesson.fixed_batch(lesson.batch), model.text_encoder.table.float(), whole_words(model)
-    for i in tqdm(range(word.count), desc=f"looking for words like {word.token}"):
-        vectors = word.vectors.requires_grad_()
-        (gradient,) = torch.autograd.grad(lesson.loss_scale * lesson.loss_of(batch, word.now(1)), vectors)
-        word.vectors = vectors.detach()
-        change = (table[ids] - word.vectors[i]) @ gradient[i]
-        losses = {}
-        for candidate in ids[change.argsort()[:CANDIDATES]].tolist():
-            word.vectors[i] = table[candidate]
-            with torch.no_grad():
-                losses[candidate] = lesson.loss_of(batch, word.now(1)).item()
-        ranking = sorted(losses, key=losses.get)
-        word.vectors[i] = table[ranking[0]]
-        names = ", ".join(f'"{model.tokenizer.decode([k])}" {losses[k]:.4f}' for k in ranking[:5])
-        tqdm.write(f"vector {i + 1} of {word.token} starts from the word of the smallest loss: {names}")
+    with tqdm(total=word.count * CANDIDATES, desc=f"looking for words like {word.token}", leave=False) as bar:
+        for i in range(word.count):
+            vectors = word.vectors.requires_grad_()
+            (gradient,) = torch.autograd.grad(lesson.loss_scale * lesson.loss_of(batch, word.now(1)), vectors)
+            word.vectors = vectors.detach()
+            change, losses = (table[ids] - word.vectors[i]) @ gradient[i], {}
+            for candidate in ids[change.argsort()[:CANDIDATES]].tolist():
+                word.vectors[i] = table[candidate]
+                with torch.no_grad():
+                    losses[candidate] = lesson.loss_of(batch, word.now(1)).item()
+                bar.update()
+            ranking = sorted(losses, key=losses.get)
+            word.vectors[i] = table[ranking[0]]
+            names = ", ".join(f'"{model.tokenizer.decode([k])}" {losses[k]:.4f}' for k in ranking[:5])
+            bar.write(f"vector {i + 1} of {word.token} starts from the word of the smallest loss: {names}")
     return word.vectors
 
 
