@@ -121,20 +121,17 @@ def folder_for(token: str) -> Path:
 
 def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
     """What was left open becomes what suits the checkpoint."""
-    of_kind = "style_" if options.property == "style" else ""
-    if options.steps is None:
-        options.steps = getattr(defaults, f"{of_kind}steps")
     if options.recipe is None:
-        names = getattr(defaults, f"{of_kind}recipe").split(",")
         # A start that was given need not be looked for.
-        options.recipe = ",".join(name for name in names if options.init is None or name != "auto-start") or "paper"
+        names = [name for name in defaults.recipe.split(",") if options.init is None or name != "auto-start"]
+        options.recipe = ",".join(names) or "paper"
     if options.captions and "captions" not in options.recipe.split(","):
         options.recipe += ",captions"
     options.vectors = options.vectors or composed(options.recipe).vectors
     if options.init is None:
         phrase = {"object": defaults.init_object, "style": defaults.init_style}[options.property].split()
         options.init = " ".join(phrase[-(options.vectors or len(phrase)) :])  # the noun stands last
-    for name in ("batch", "lr", "size", "preview_every"):
+    for name in ("steps", "batch", "lr", "size", "preview_every"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(defaults, name))
     options.save_every = options.save_every or options.preview_every

@@ -152,8 +152,9 @@ class Pictures(NamedTuple):
 def draw_independently(pictures: Pictures, schedule: NoiseSchedule, size: int, generator: torch.Generator) -> Batch:
     """As the expectation of equation 2 says: every picture, timestep, caption and noise by itself."""
     rows = torch.randint(len(pictures.mean), (size,), generator=generator)
+    chosen = torch.randint(len(pictures.captions[0]), (size,), generator=generator)
     t = torch.randint(schedule.steps, (size,), generator=generator)
-    return with_captions_and_noise(pictures, rows, t, generator)
+    return with_noise(pictures, rows, chosen, t, generator)
 
 
 def draw_spread_out(pictures: Pictures, schedule: NoiseSchedule, size: int, generator: torch.Generator) -> Batch:
@@ -161,11 +162,11 @@ def draw_spread_out(pictures: Pictures, schedule: NoiseSchedule, size: int, gene
     once, and `schedule.draw_timesteps` does as much for the timesteps. The mean gradient is that of independent draws;
     single ones stray less from it.
     """
-    rounds = [
-        torch.randperm(len(pictures.mean), generator=generator) for _ in range(math.ceil(size / len(pictures.mean)))
-    ]
-    rows, t = torch.cat(rounds)[:size], schedule.draw_timesteps(size, generator)
-    return with_captions_and_noise(pictures, rows, t, generator)
+    n = len(pictures.mean)
+    rows = torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(size / n))])[:size]
+    chosen = torch.randint(len(pictures.captions[0]), (size,), generator=generator)
+    t = schedule.draw_timesteps(size, generator)
+    return with_noise(pictures, rows, chosen, t, generator)
 
 
 def draw_pairs(pictures: Pictures, schedule: NoiseSchedule, size: int, generator: torch.Generator) -> Batch:
@@ -175,9 +176,8 @@ def draw_pairs(pictures: Pictures, schedule: NoiseSchedule, size: int, generator
     return Batch(*(x[:size] for x in twice), (2 * half.captions)[:size])
 
 
-def with_captions_and_noise(pictures: Pictures, rows: Tensor, t: Tensor, generator: torch.Generator) -> Batch:
-    """rows: (b,), which of the pictures; t: (b,), their timesteps."""
-    chosen = torch.randint(len(pictures.captions[0]), rows.shape, generator=generator)
+def with_noise(pictures: Pictures, rows: Tensor, chosen: Tensor, t: Tensor, generator: torch.Generator) -> Batch:
+    """rows: (b,), which of the pictures; chosen: (b,), which of their captions; t: (b,), their timesteps."""
     eps_0, eps = torch.randn(2, len(rows), *pictures.mean.shape[1:], generator=generator)
     z_0 = AutoencoderKL.sample(pictures.mean[rows], pictures.log_variance[rows], eps_0)
     return Batch(z_0, eps, t, [pictures.captions[row][i] for row, i in zip(rows, chosen, strict=True)])

@@ -39,10 +39,8 @@ class Defaults:
     sampler: str = "ddim"
     sampler_steps: int = 50
     guidance: float = 7.5
-    recipe: str = "low-variance,falling"  # of learning a word for an object, in recipes.py,
-    style_recipe: str = "low-variance,falling"  # and for a style,
-    steps: int = 3000  # of the one
-    style_steps: int = 3000  # and of the other
+    recipe: str = "low-variance,falling"  # of learning a word, in recipes.py,
+    steps: int = 3000
     batch: int = 4
     lr: float = 5e-3
     preview_every: int = 500
