@@ -9,7 +9,7 @@ from conftest import EXAMPLES
 from safetensors.torch import load_file
 
 import train
-from tinyldm import InputError
+from tinyldm import InputError, recipes
 from tinyldm import run as running
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.images import read_images
@@ -47,6 +47,11 @@ def one_picture_a_preview(monkeypatch):
     monkeypatch.setattr(running, "PREVIEW_SEEDS", range(1))
 
 
+@pytest.fixture
+def few_candidates(monkeypatch):
+    monkeypatch.setattr(recipes, "CANDIDATES", 2)
+
+
 def lesson(model, kind=Word, phrase="thing", count=1, folder=CIRCLE, batch=8):
     images = [image for _, image in read_images(folder, 64)]
     word = kind(model, "S*", vectors_of(model, phrase, count), len(images))
@@ -77,7 +82,7 @@ def test_every_name_changes_something_that_recipes_have():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_learns_a_word(run, tmp_path, name):
+def test_every_recipe_learns_a_word(run, tmp_path, name, few_candidates):
     captioned = tmp_path / "pictures"
     captioned.mkdir()
     for i, (path, _) in enumerate(read_images(CIRCLE)):
@@ -329,7 +334,7 @@ def test_an_early_stop_is_a_finished_run_that_says_why(run, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["early-stop", "progressive", "per-image", "fixed-norm", "auto-start"])
-def test_a_run_of_any_recipe_is_resumed_bit_for_bit(run, tmp_path, name, monkeypatch):
+def test_a_run_of_any_recipe_is_resumed_bit_for_bit(run, tmp_path, name, monkeypatch, few_candidates):
     monkeypatch.setattr(WhenFlat, "LEAST", 1.1)
     words = (*SHORT, "--recipe", name)
     whole, parts = ("--out", tmp_path / "whole"), ("--out", tmp_path / "parts")
