@@ -3,9 +3,9 @@
 import pytest
 from test_paper_table import line
 
-from tinyldm.lab.paper.claims import CLAIMS, EQUAL, HIGHER, LOWER, findings, verdict
+from tinyldm.lab.paper.claims import CLAIMS, EQUAL, HIGHER, LOWER, Claim, Expected, findings, verdict
 from tinyldm.lab.paper.lessons import COMPARED
-from tinyldm.lab.paper.table import REFERENCES, Estimate, table_of
+from tinyldm.lab.paper.table import REFERENCES, RIGHT, Estimate, table_of
 
 AGREES, DIFFERS, OPEN = "agrees", "does not agree", "not decided"
 
@@ -47,3 +47,11 @@ def test_a_claim_is_judged_by_the_recipes_that_are_there():
         ("2-word", "reconstruction", AGREES),
     ]
     assert found[1].difference.mean == pytest.approx(0.2)
+
+
+def test_a_single_concept_decides_nothing():
+    claim = Claim("", "", [Expected("falling", RIGHT, HIGHER)])
+    table = {"paper": {"a": {RIGHT: 0.5}}, "falling": {"a": {RIGHT: 0.9}}}
+    assert [finding.verdict for finding in findings(table, claim)] == ["not decided"]
+    table = {recipe: rows | {"b": rows["a"]} for recipe, rows in table.items()}
+    assert [finding.verdict for finding in findings(table, claim)] == ["agrees"]

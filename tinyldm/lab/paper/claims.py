@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from tinyldm.lab.paper.cells import PLAIN
 from tinyldm.lab.paper.lessons import PAPER
-from tinyldm.lab.paper.table import IMAGE_ONLY, RIGHT, Estimate, Table, difference
+from tinyldm.lab.paper.table import IMAGE_ONLY, RIGHT, Estimate, Table, differences, estimate
 
 HIGHER, LOWER, EQUAL = "higher", "lower", "equal"
+NOT_DECIDED = "not decided"
 NEAR = 0.02  # what is equal differs by less
 
 
@@ -100,9 +101,13 @@ class Finding(NamedTuple):
 
 
 def findings(table: Table, claim: Claim) -> list[Finding]:
-    """Of those expectations that the table has figures for."""
-    found = [(each, difference(table, each.recipe, each.than, each.measure)) for each in claim.expected]
-    return [Finding(each, found, verdict(found, each.how)) for each, found in found if found]
+    """Of those expectations that the table has figures for. A single concept, without an interval, decides nothing."""
+    found = []
+    for each in claim.expected:
+        if pairs := differences(table, each.recipe, each.than, each.measure):
+            gap = estimate(pairs)
+            found.append(Finding(each, gap, verdict(gap, each.how) if len(pairs) > 1 else NOT_DECIDED))
+    return found
 
 
 def verdict(found: Estimate, how: str) -> str:
@@ -112,4 +117,4 @@ def verdict(found: Estimate, how: str) -> str:
         differs = found.low > NEAR or found.high < -NEAR
     else:
         agrees, differs = (found.low > 0, found.high < 0) if how == HIGHER else (found.high < 0, found.low > 0)
-    return "agrees" if agrees else "does not agree" if differs else "not decided"
+    return "agrees" if agrees else "does not agree" if differs else NOT_DECIDED

@@ -84,7 +84,12 @@ def mean(table: Table, recipe: str, measure: str) -> Estimate | None:
     return estimate([*values_of(table, recipe, measure).values()])
 
 
-def difference(table: Table, recipe: str, than: str, measure: str) -> Estimate | None:
-    """Of the two recipes on the same concepts, pair by pair; None if they have none in common."""
+def differences(table: Table, recipe: str, than: str, measure: str) -> list[float]:
+    """Of the two recipes, one for each concept that both have."""
     one, other = values_of(table, recipe, measure), values_of(table, than, measure)
-    return estimate([one[concept] - other[concept] for concept in one if concept in other])
+    return [one[concept] - other[concept] for concept in one if concept in other]
+
+
+def difference(table: Table, recipe: str, than: str, measure: str) -> Estimate | None:
+    """Their mean; None if they have no concept in common."""
+    return estimate(differences(table, recipe, than, measure))
