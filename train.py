@@ -67,8 +67,9 @@ def main(arguments: list[str]) -> int:
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
     vectors = word.vectors = recipe.start(lesson).requires_grad_()
-    first, lr = vectors.detach().clone(), options.lr * recipe.lr
-    optimizer = recipe.optimizer(vectors, model.text_encoder.table, lr)
+    lr = options.lr * recipe.lr
+    optimizer = recipe.optimizer(vectors, model.text_encoder.table, lr)  # which may bring them to another length
+    first = vectors.detach().clone()
     run = Run(options, weights_sha256, images, pictures.captions, word, optimizer, recipe.stop(lesson, options.steps))
     run.resume() if options.resume else run.start(images)
     for step in run.steps(model):
@@ -150,8 +151,11 @@ def parse_options(arguments: list[str]) -> Namespace:
     )
     add("--vectors", type=cli.whole_number(1), metavar="N", help="vectors to learn (default: as many as --init gives)")
     add("--property", choices=list(TEMPLATES), default="object", help="what the pictures share (%(default)s)")
-    add("--templates", type=cli.path, metavar="FILE", help="captions to train with, one a line, with {} for the word")
-    add(
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument(
+        "--templates", type=cli.path, metavar="FILE", help="captions to train with, one a line, with {} for the word"
+    )
+    said.add_argument(
         "--captions",
         action="store_true",
         help="train with the text in the .txt beside each picture, or with its file name; the word has to be in it",

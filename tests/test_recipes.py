@@ -170,6 +170,12 @@ def test_captions_beside_the_pictures_are_what_it_trains_with(run, tmp_path, mon
     assert "3.txt is captioned" in run("train.py", *SHORT, "--images", folder, "--captions").error
 
 
+def test_templates_beside_captions_are_refused(run, tmp_path):
+    (tmp_path / "mine.txt").write_text("a {}")
+    error = run("train.py", *SHORT, "--captions", "--templates", tmp_path / "mine.txt").error
+    assert "argument --templates: not allowed with argument --captions" in error
+
+
 # ---- How they start
 
 
