@@ -307,7 +307,8 @@ def losses(values, kind=WhenFlat, steps=200):
     stop.history, stop.window, values = [], 10, iter(values)
     stop.batch, stop.loss_of = None, lambda batch, words: torch.tensor(next(values))
     for step in range(1, steps + 1):
-        if reason := stop({}):
+        stop.watch({})
+        if reason := stop.reason():
             return step, reason
     return steps, ""
 
@@ -337,6 +338,8 @@ def test_an_early_stop_is_a_finished_run_that_says_why(run, tmp_path, monkeypatc
     assert said.startswith("stopped after 9 of 40 steps: in the last 8 steps the loss of a fixed batch varied")
     assert len((tmp_path / "outputs/S/loss.csv").read_text().splitlines()) == 1 + 9
     assert (tmp_path / "outputs/S/previews/000009.png").exists()
+    again = run("train.py", *SHORT, "--steps", 40, "--recipe", "early-stop", "--resume")
+    assert again.out.startswith(said) and len((tmp_path / "outputs/S/loss.csv").read_text().splitlines()) == 1 + 9
 
 
 @pytest.mark.parametrize("name", ["early-stop", "progressive", "per-image", "fixed-norm", "auto-start"])

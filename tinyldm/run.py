@@ -69,7 +69,6 @@ class Run:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.done = 0  # steps
         self.status = 0  # to exit with; not 0 if a signal stopped the run before its last step
-        self.enough = ""  # why the recipe stopped it before its last step
         self.before = self.good = self.learned  # before the step; the last known to give a finite loss
         self.prompt = PREVIEWS[options.property].format(options.token)
         self.previews: dict[str, Image.Image] = {}  # label -> row of preview.png
@@ -193,6 +192,11 @@ class Run:
             self.preview(model)
 
     @property
+    def enough(self) -> str:
+        """Why the recipe stops it before its last step, if it does."""
+        return self.stop.reason()
+
+    @property
     def finished(self) -> bool:
         return self.done == self.options.steps or bool(self.enough)
 
@@ -211,7 +215,7 @@ class Run:
         self.done += 1
         with open(self.folder / "loss.csv", "a", newline="") as file:
             file.write(LOG_LINE.format(self.done, self.loss, norm))
-        self.enough = self.stop(self.words)
+        self.stop.watch(self.words)
 
     def save(self) -> None:
         """The word, for sample.py and everybody; and the optimiser and generator besides, for --resume."""
