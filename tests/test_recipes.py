@@ -301,10 +301,10 @@ def test_a_penalty_pulls_towards_the_start_and_not_where_it_starts(name):
 # ---- When it stops
 
 
-def losses(values, kind=WhenFlat, steps=200):
+def losses(values, kind=WhenFlat, steps=200, window=10):
     """After how many of these losses of the fixed batch it stops, and why."""
     stop = kind.__new__(kind)
-    stop.history, stop.window, values = [], 10, iter(values)
+    stop.history, stop.window, values = [], window, iter(values)
     stop.batch, stop.loss_of = None, lambda batch, words: torch.tensor(next(values))
     for step in range(1, steps + 1):
         stop.watch({})
@@ -324,6 +324,12 @@ def test_it_stops_when_the_loss_of_a_fixed_batch_is_flat():
 def test_it_goes_on_while_the_loss_falls():
     assert losses([2.0**-i for i in range(9)], steps=9) == (9, "")
     assert losses([1 / (1 + i % 7) for i in range(200)]) == (200, "")  # never flat: up and down as much as ever
+
+
+def test_a_steady_fall_is_not_flat():
+    falls = [max(0.5, 1 - 0.01 * i) for i in range(150)]  # for 50 steps, then no more
+    step, reason = losses(falls, steps=150, window=round(150 * WhenFlat.WINDOW))
+    assert 50 < step < 100 and reason
 
 
 def test_the_paper_stops_at_the_last_step():

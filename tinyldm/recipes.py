@@ -278,8 +278,8 @@ class WhenFlat(AtTheEnd):
     """When the loss of one fixed batch hardly changes any more: its variance over the last steps is less than 0.15 of
     that over all steps so far (DVAR, arXiv 2302.04841).
 
-    Its window is 310 steps of 6,000. A twentieth of 150 steps is so short that a steady fall looks flat in it: the
-    gray and orange triangle, whose loss falls for 50 steps, was stopped after 19.
+    Its window is 310 steps of 6,000. A twentieth of so few steps as 150 is too short: of a loss that falls in a
+    straight line, the last 8 steps vary less than 0.15 times as much as the first 21.
     """
 
     BATCH, LEAST, WINDOW = 4, 0.15, 0.2
