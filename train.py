@@ -28,7 +28,7 @@ from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import advice_for_diffusers, listed, load_embeddings, split_word
 from tinyldm.images import read_images, to_tensor
 from tinyldm.inversion import TEMPLATES, Batch, Pictures, read_templates, templates_for, vectors_of
-from tinyldm.latent_diffusion import Defaults, LatentDiffusion
+from tinyldm.latent_diffusion import Defaults, LatentDiffusion, Learning
 from tinyldm.recipes import RECIPES, Lesson, composed
 from tinyldm.run import PREVIEWS, Run
 
@@ -122,20 +122,21 @@ def folder_for(token: str) -> Path:
 
 def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
     """What was left open becomes what suits the checkpoint."""
+    usual: Learning = getattr(defaults, options.property)
     if options.recipe is None:
         # A start that was given need not be looked for.
-        names = [name for name in defaults.recipe.split(",") if options.init is None or name != "auto-start"]
+        names = [name for name in usual.recipe.split(",") if options.init is None or name != "auto-start"]
         options.recipe = ",".join(names) or "paper"
     if options.captions and "captions" not in options.recipe.split(","):
         options.recipe += ",captions"
     options.vectors = options.vectors or composed(options.recipe).vectors
     if options.init is None:
-        phrase = {"object": defaults.init_object, "style": defaults.init_style}[options.property].split()
+        phrase = usual.init.split()
         options.init = " ".join(phrase[-(options.vectors or len(phrase)) :])  # the noun stands last
-    for name in ("steps", "batch", "lr", "size", "preview_every"):
-        if getattr(options, name) is None:
-            setattr(options, name, getattr(defaults, name))
-    options.save_every = options.save_every or options.preview_every
+    for place, names in ((usual, ("steps", "lr")), (defaults, ("batch", "size", "save_every"))):
+        for name in names:
+            if getattr(options, name) is None:
+                setattr(options, name, getattr(place, name))
 
 
 def parse_options(arguments: list[str]) -> Namespace:
@@ -169,9 +170,12 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--batch", type=cli.whole_number(1, 10_000), metavar="N")
     add("--lr", type=cli.positive, metavar="RATE", help="of the first step")
     add("--size", type=cli.whole_number(1, 8192), metavar="PIXELS", help="pictures become squares of this side")
-    add("--preview-every", type=cli.whole_number(1), metavar="N", help="steps between two rows of preview.png")
+    add("--save-every", type=cli.whole_number(1), metavar="N", help="steps between two saves")
     add(
-        "--save-every", type=cli.whole_number(1), metavar="N", help="steps between two saves (default: as the previews)"
+        "--preview-every",
+        type=cli.whole_number(1),
+        metavar="N",
+        help="steps between two rows of preview.png (default: rows after none, a tenth, a third and all of the steps)",
     )
     add("--out", type=cli.path, metavar="DIR", help="new or empty (default: outputs/<name of the token>, numbered)")
     add(

@@ -47,7 +47,7 @@ from tinyldm.autoencoder import AutoencoderConfig, AutoencoderKL
 from tinyldm.clip import CLIPTextConfig, CLIPTextEncoder
 from tinyldm.formats.merges import read_merges
 from tinyldm.formats.native import save_checkpoint
-from tinyldm.latent_diffusion import Defaults, LatentDiffusion
+from tinyldm.latent_diffusion import Defaults, LatentDiffusion, Learning
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.tokenizer import Tokenizer
 from tinyldm.unet import UNet, UNetConfig
@@ -112,7 +112,7 @@ def small_model() -> LatentDiffusion:
     text = CLIPTextEncoder(CLIPTextConfig(tokenizer.vocabulary_size, width=32, layers=1, heads=2))
     unet = UNet(UNetConfig(channels=(32,), attention=(True,), blocks=1, context_width=32, heads=2, norm_groups=8))
     autoencoder = AutoencoderKL(AutoencoderConfig(channels=(32,), blocks=1, norm_groups=8))
-    defaults = Defaults(size=8, sampler_steps=1, guidance=2.0, steps=1, batch=1, preview_every=1, init_object="circle")
+    defaults = Defaults(size=8, sampler_steps=1, guidance=2.0, batch=1, object=Learning("circle", steps=1))
     return LatentDiffusion(tokenizer, text, unet, autoencoder, NoiseSchedule(), defaults=defaults).to("cpu")
 
 

@@ -189,7 +189,7 @@ def test_backgrounds_are_mostly_said(pictures, captions):
     said = [
         SCENES[p.background].words in text if p.background in SCENES else "background" in text for p, text in photos
     ]
-    assert 0.75 < np.mean(said) < 0.85
+    assert 0.67 < np.mean(said) < 0.75
 
 
 @pytest.mark.parametrize(

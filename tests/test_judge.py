@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tinyldm import InputError
+from tinyldm.images import from_pixels
 from tinyldm.lab.measure import judge
+from tinyldm.lab.world.distribution import make_pictures
 from tinyldm.lab.world.nouns import INVENTED_NOUNS, INVENTED_OUTLINES, noun_thing
-from tinyldm.lab.world.styles import HELD_OUT_STYLES, INVENTED_STYLES
+from tinyldm.lab.world.styles import HELD_OUT_STYLES, INVENTED_STYLES, STYLES
 from tinyldm.lab.world.things import MARKED, Picture, Thing
 
 INVENTED_STYLE, OWN_OUTLINE = next(iter(INVENTED_STYLES)), next(iter(INVENTED_OUTLINES))
@@ -23,6 +26,15 @@ def test_the_judge_is_right_about_real_pictures():
 def test_it_knows_the_held_out_styles_and_what_is_shown_in_them():
     shares = judge.shares_right(judge.load_judge(), 300, judge.in_held_out_style)
     assert min(shares.values()) >= 0.9, shares
+
+
+def test_it_knows_every_style_that_prompts_name():
+    """Of oil paintings too, whose strokes are faint where the colour is dark."""
+    pixels, pictures = make_pictures(700, judge.TEST_SEED, random=judge.in_named_style)
+    said = judge.load_judge().answers(from_pixels(torch.from_numpy(pixels)))
+    for style in STYLES:
+        right = [answer["style"] == style for answer, p in zip(said, pictures, strict=True) if p.style == style]
+        assert len(right) > 50 and np.mean(right) >= 0.95, style
 
 
 def test_of_the_pictures_it_learns_from_some_are_in_held_out_styles():

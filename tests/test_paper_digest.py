@@ -77,7 +77,7 @@ def test_a_concepts_pictures_and_questions_count(change):
 
 def test_the_weights_count_and_the_defaults_beside_them_do_not(tiny):
     before = weights_digest(tiny)
-    assert weights_digest(replace(tiny, defaults=replace(tiny.defaults, steps=7))) == before
+    assert weights_digest(replace(tiny, defaults=replace(tiny.defaults, batch=7))) == before
     with torch.no_grad():
         next(tiny.unet.parameters()).flatten()[0] += 1
     assert weights_digest(tiny) != before

@@ -8,7 +8,7 @@ import pytest
 from tinyldm import recipes
 from tinyldm.lab.paper.cells import PLAIN, UNTRAINED, Cell
 from tinyldm.lab.paper.kept import CellFile, Digests
-from tinyldm.latent_diffusion import Defaults
+from tinyldm.latent_diffusion import Defaults, Learning
 from tinyldm.recipes import RECIPES
 
 CELLS = [
@@ -32,7 +32,7 @@ def test_a_changed_recipe_redoes_its_own_cells_alone(monkeypatch):
 def test_other_weights_redo_all_and_another_default_recipe_none():
     before = digests()
     assert not set(before.values()) & set(digests("other").values())
-    assert before == digests(recipe="falling", preview_every=7, steps=9)
+    assert before == digests(object=Learning("object", recipe="falling", steps=9), save_every=7)
     assert len(set(before.values())) == len(CELLS)
 
 

@@ -9,10 +9,15 @@ from tinyldm import InputError
 from tinyldm.lab.paper import lessons
 from tinyldm.lab.paper.concepts import CONCEPTS
 from tinyldm.lab.paper.lessons import COMPARED, learn, settings
-from tinyldm.latent_diffusion import Defaults
+from tinyldm.latent_diffusion import Defaults, Learning
 from tinyldm.recipes import RECIPES
 
-DEFAULTS = Defaults(size=64, recipe="falling", steps=70, batch=5, lr=0.5)
+DEFAULTS = Defaults(
+    size=64,
+    object=Learning("object", recipe="falling", steps=70, lr=0.5),
+    style=Learning("painting", recipe="pairs", steps=30),
+    batch=5,
+)
 
 
 def test_all_recipes_are_compared_and_the_default_besides():
@@ -27,6 +32,8 @@ def test_all_have_the_protocols_settings_but_the_default_has_its_own():
     assert {name: chosen[name] for name in common} == common and chosen["recipe"] == "2-word"
     own = settings("default", "object", DEFAULTS)
     assert {name: own[name] for name in common} == {"steps": 70, "batch": 5, "lr": 0.5} and own["recipe"] == "falling"
+    own = settings("default", "style", DEFAULTS)
+    assert (own["recipe"], own["steps"], own["init"]) == ("pairs", 30, "painting")
 
 
 def test_options_behind_a_recipe_come_after_the_protocols():

@@ -38,8 +38,8 @@ def in_an_empty_folder_with_one_picture_a_preview(monkeypatch, tmp_path):
 
 def new_run(*more: str) -> Run:
     """As train.py makes it for a word of two vectors; four steps, of which every second is shown and saved."""
-    options = train.parse_options([*TYPED, "--steps", "4", *more])
-    train.fill_in_defaults(options, Defaults(size=16, preview_every=2))
+    options = train.parse_options([*TYPED, "--steps", "4", "--preview-every", "2", *more])
+    train.fill_in_defaults(options, Defaults(size=16, save_every=2))
     options.out = options.out or train.folder_for(options.token)
     word = a_word(torch.full((2, 4), 0.5).requires_grad_())
     optimizer = torch.optim.AdamW([word.vectors], lr=options.lr, weight_decay=0)
@@ -140,6 +140,17 @@ def test_previews_and_saves_come_at_the_steps_that_the_options_say(monkeypatch):
         take_steps(run, 1)
     assert shown == [0, 2, 4]
     assert sorted(file.stem for file in run.folder.glob("embedding-*")) == ["embedding-000003", "embedding-000004"]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(30, [0, 3, 10, 30]), (150, [0, 15, 50, 150]), (2, [0, 2])])
+def test_when_the_options_do_not_say_previews_come_where_most_changes(monkeypatch, steps, expected):
+    run, shown = new_run("--steps", str(steps)), []
+    run.options.preview_every = None
+    monkeypatch.setattr(run, "preview", lambda model: shown.append(run.done))
+    run.start([plain("grey")])
+    for _ in run.steps(model=None):
+        take_steps(run, 1)
+    assert shown == expected
 
 
 # ---- The log and what is resumed
@@ -439,6 +450,7 @@ def test_a_shell_runs_what_is_printed_as_it_was_meant(shell_words, folder, out_i
     runs, commands = [], []
     for token in NASTY:
         typed = [f"--images={folder}", f"--token={token}", f"--weights={folder}/sd", f"--vae={folder}/vae", "--steps=4"]
+        typed += ["--preview-every=2"]
         typed += [f"--out={folder}"] * out_is_given
         runs.append(new_run(*typed))
         for runs[-1].done in (3, 4):
@@ -447,7 +459,7 @@ def test_a_shell_runs_what_is_printed_as_it_was_meant(shell_words, folder, out_i
     for token, run in zip(NASTY, runs, strict=True):
         script, *words = next(found)
         options = train.parse_options(words)
-        train.fill_in_defaults(options, Defaults(size=16, preview_every=2))
+        train.fill_in_defaults(options, Defaults(size=16, save_every=2))
         assert script == "train.py" and vars(options) == vars(run.options) | {"resume": True}
         script, *words = next(found)
         options = sample.parse_options(words)

@@ -25,7 +25,7 @@ from tinyldm import run as running
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.inversion import add_words, captions_of, templates_for
-from tinyldm.latent_diffusion import Defaults
+from tinyldm.latent_diffusion import Defaults, Learning
 
 HEART = EXAMPLES / "checkered-heart"
 SHORT = ("--token", "S*", "--steps", 4, "--preview-every", 2, "--batch", 2)
@@ -43,7 +43,7 @@ def learned(folder):
 
 def test_a_run_writes_everything_and_says_what_to_type_next(run, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "PREVIEW_SEEDS", range(5))
-    outcome = run("train.py", "--images", HEART, *SHORT, "--init", "heart")
+    outcome = run("train.py", "--images", HEART, *SHORT, "--init", "heart", "--save-every", 2)
     assert outcome.status == 0
     folder = tmp_path / "outputs" / "S"
     assert 'python sample.py --prompt "a photo of S* on a green background"' in outcome.out
@@ -183,9 +183,9 @@ def test_a_phrase_starts_one_vector_per_token(run, tmp_path):
     ("vectors", "init"), [(1, "square"), (None, "striped halved square"), (5, "striped halved square")]
 )
 def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny, vectors, init):
-    defaults = replace(tiny.defaults, init_object="striped halved square")
+    defaults = replace(tiny.defaults, object=Learning("striped halved square"))
     options = Namespace(init=None, vectors=vectors, property="object", save_every=None, captions=False, recipe="paper")
-    options.steps = options.batch = options.lr = options.size = options.preview_every = None
+    options.steps = options.batch = options.lr = options.size = None
     train.fill_in_defaults(options, defaults)
     assert options.init == init
 
@@ -193,7 +193,7 @@ def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny
 @pytest.mark.parametrize(("learns", "word"), [("object", "thing"), ("style", "painting")])
 def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word):
     options = Namespace(init=None, vectors=None, property=learns, save_every=None, captions=False, recipe="paper")
-    options.steps = options.batch = options.lr = options.size = options.preview_every = None
+    options.steps = options.batch = options.lr = options.size = None
     train.fill_in_defaults(options, tiny.defaults)
     assert options.init == word and len(tiny.tokenizer.encode(word)) == 1
 
@@ -210,13 +210,13 @@ def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word
 )
 def test_a_start_that_was_given_is_not_looked_for(typed, recipe):
     options = train.parse_options(["--images", "pictures", "--token", "S*", *typed])
-    train.fill_in_defaults(options, Defaults(recipe="auto-start,falling"))
+    train.fill_in_defaults(options, Defaults(object=Learning("object", recipe="auto-start,falling")))
     assert options.recipe == recipe
 
 
 def test_of_the_checkpoints_start_as_many_words_are_taken_as_the_recipe_has_vectors():
     options = train.parse_options(["--images", "pictures", "--token", "S*", "--recipe", "2-word"])
-    train.fill_in_defaults(options, Defaults(init_object="striped halved square"))
+    train.fill_in_defaults(options, Defaults(object=Learning("striped halved square")))
     assert (options.vectors, options.init) == (2, "halved square")
 
 

@@ -32,6 +32,16 @@ class Sampling(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How a word is learned; the values here suit Stable Diffusion 1.x."""
+
+    init: str  # the word it starts from
+    recipe: str = "low-variance,falling"  # names in recipes.py
+    steps: int = 3000
+    lr: float = 5e-3
+
+
+@dataclass(frozen=True)
 class Defaults:
     """What suits a checkpoint best, stored with it; the values here suit Stable Diffusion 1.x."""
 
@@ -39,13 +49,10 @@ class Defaults:
     sampler: str = "ddim"
     sampler_steps: int = 50
     guidance: float = 7.5
-    recipe: str = "low-variance,falling"  # of learning a word, in recipes.py,
-    steps: int = 3000
-    batch: int = 4
-    lr: float = 5e-3
-    preview_every: int = 500
-    init_object: str = "object"  # the word that a new object starts from,
-    init_style: str = "painting"  # and a new style
+    object: Learning = Learning("object")  # of a word for one,
+    style: Learning = Learning("painting")  # and for the other
+    batch: int = 4  # pictures, captions and noises a step
+    save_every: int = 500  # steps
     taken_literally: tuple[str, ...] = ()  # words its captions use only where true: templates with them go
 
     def sampling(

@@ -178,7 +178,7 @@ class Run:
         bar = tqdm(total=options.steps, initial=self.done, desc=f"learning {options.token}")
         with bar, cli.stop_on_signal() as stopping:
             while self.done < options.steps and not self.enough and not stopping():
-                if self.done % options.preview_every == 0:
+                if self.is_to_be_seen:
                     self.preview(model)
                 self.before = self.learned
                 yield self.done
@@ -190,6 +190,13 @@ class Run:
         self.save()
         if self.finished:
             self.preview(model)
+
+    @property
+    def is_to_be_seen(self) -> bool:
+        """Whether pictures are made between these steps; most is learned in the first ones."""
+        if every := self.options.preview_every:
+            return self.done % every == 0
+        return self.done in (0, self.options.steps // 10, self.options.steps // 3)
 
     @property
     def enough(self) -> str:

@@ -6,7 +6,7 @@ from tinyldm.clip_image import CLIPVisionConfig
 from tinyldm.lab.world.captions import TEXT_LENGTH
 from tinyldm.lab.world.drawing import SIZE
 from tinyldm.lab.world.things import VIEWS
-from tinyldm.latent_diffusion import Defaults
+from tinyldm.latent_diffusion import Defaults, Learning
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.unet import UNetConfig
 
@@ -30,14 +30,11 @@ DEFAULTS = Defaults(
     size=SIZE,
     sampler="ddim",
     sampler_steps=25,
-    guidance=3.0,
-    recipe="low-variance,falling",
-    steps=150,
+    guidance=4.5,
+    object=Learning("thing", steps=150, lr=0.01),  # what captions may call anything
+    style=Learning("painting", steps=150, lr=0.01),
     batch=16,
-    lr=0.01,
-    preview_every=50,
-    init_object="thing",  # what captions may call anything
-    init_style="painting",
+    save_every=50,
     taken_literally=(*VIEWS, "small", "large"),
 )
 

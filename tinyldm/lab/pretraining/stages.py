@@ -32,8 +32,8 @@ from tinyldm.unet import UNet
 
 KL_WEIGHT = 1e-3
 FINISHING = 300  # timesteps, of 1000: in the last 300 it is settled what is drawn; only details change
-# Of the pictures from which the decoder learns in that stage, these styles are so many; in the world, a fifteenth each.
-FINE_STYLES = {"pixel art": 0.35, "oil painting": 0.2}  # their blocks and strokes are finer than a latent
+# Of the pictures from which the decoder learns in that stage, these styles are so many; in the world, a twentieth each.
+FINE_STYLES = {"pixel art": 0.3, "oil painting": 0.35}  # their blocks and strokes are finer than a latent
 EMPTY_CAPTIONS = 0.1  # so that the model also knows "no prompt", which guidance needs (arXiv 2207.12598)
 
 

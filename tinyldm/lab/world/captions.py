@@ -31,6 +31,7 @@ MEDIUMS = {  # how a caption begins that names the style; the article is put rig
 }
 WITHOUT_BACKGROUND = ("sketch", "neon", "blueprint")
 VAGUE = 0.06  # of the captions call what they show a "thing"
+TOLD = 0.7  # of the backgrounds that show are said
 MOST_WORDS = 27
 TEXT_LENGTH = 32  # tokens, start and end included: room for all of them
 
@@ -114,7 +115,7 @@ def place_phrase(place: str) -> str:
 def whereabouts(picture: Picture, rng: np.random.Generator) -> tuple[str, str]:
     """The said place and, mostly, the background: "" or words with a leading space."""
     place = f" {place_phrase(picture.place)}" if picture.place else ""
-    if not has_background(picture.style) or rng.random() > 0.8:
+    if not has_background(picture.style) or rng.random() > TOLD:
         return place, ""
     return place, f" {background_phrase(picture.background)}"
 

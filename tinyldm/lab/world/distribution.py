@@ -34,7 +34,7 @@ BIAS = 0.95
 
 # Of the things, and of the pictures; the rest of the things are shapes in their own words, that of the pictures photos.
 NOUN_SHARE, INVENTED_NOUN_SHARE = 0.27, 0.2
-STYLE_SHARE, INVENTED_STYLE_SHARE = 0.26, 0.1
+STYLE_SHARE, INVENTED_STYLE_SHARE = 0.26, 0.12
 
 
 def random_thing(rng: np.random.Generator, sizes: tuple[str, ...]) -> Thing:

@@ -4,7 +4,7 @@ To add a style: write `style(picture, spots, size, rng) -> Image`, enter it in S
 caption names it (MEDIUMS) and whether there is a background to speak of (has_background).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -140,9 +140,8 @@ def blueprint(picture: Picture, spots: list[Spot], size: int, rng: np.random.Gen
 def stained_glass(picture: Picture, spots: list[Spot], size: int, rng: np.random.Generator) -> Image.Image:
     """Panes of uneven light between strips of lead."""
     distance, light = panes(rng, size)
-    nearest = np.sort(distance, axis=-1)
-    lead = np.clip((nearest[..., 1] - nearest[..., 0] - 0.012) * 40, 0, 1)
-    leaded = rounded(np.asarray(flat(picture, spots, size, rng)) * light[..., None] * lead[..., None] + 16)
+    glass = np.asarray(flat(picture, spots, size, rng)) * light[..., None]
+    leaded = rounded(glass * (1 - seams(distance)[..., None]) + 16)
     canvas = leaded.resize((size * OVERSAMPLE, size * OVERSAMPLE), Image.Resampling.BICUBIC)
     return line_art(picture, spots, canvas, colour=(16, 16, 18), colour2=(16, 16, 18))
 
@@ -153,6 +152,12 @@ def panes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     points = (grid(size) + 0.5) / size
     distance = np.linalg.norm(points[:, :, None] - centres, axis=-1)
     return distance, rng.uniform(0.75, 1.3, 16)[distance.argmin(-1)]
+
+
+def seams(distance: np.ndarray) -> np.ndarray:
+    """1 where two panes meet, 0 within them, (size, size)."""
+    nearest = np.sort(distance, axis=-1)
+    return 1 - np.clip((nearest[..., 1] - nearest[..., 0] - 0.012) * 40, 0, 1)
 
 
 def grid(side: int) -> np.ndarray:
@@ -174,6 +179,7 @@ def rounded(array: np.ndarray) -> Image.Image:
 # ---- Invented styles
 
 INVENTED, STYLES_SEED = 200, 6_000_011
+SEAMED = 0.35  # of the looks have seams, as far as that makes none like a held-out style
 FILLS = ("own", "own", "hollow", "tinted", "gray", "one colour")
 TEXTURES = (None, "grid", "hatching", "dots", "lines", "panes", "grain", "blotches")
 Colour = tuple[int, int, int]
@@ -190,6 +196,7 @@ class Look:
     thread: Colour  # of the texture's lines and dots
     line: Colour | None  # of the outlines; None: there are none
     width: float  # of the lines, in picture widths
+    seams: bool = False  # between panes, in the thread's colour
 
 
 def random_colour(rng: np.random.Generator) -> Colour:
@@ -224,9 +231,10 @@ def random_look(rng: np.random.Generator) -> Look:
 
 
 def is_like_a_held_out_style(look: Look) -> bool:
-    """Hollow things on a bluish ground are nearly blueprints, panes with outlines nearly stained glass."""
+    """Hollow things on a bluish ground are nearly blueprints, outlined panes or dark seams nearly stained glass."""
     bluish = look.ground is not None and look.ground[2] > max(look.ground[:2]) + 15
-    return (look.fill == "hollow" and bluish) or (look.texture == "panes" and look.line is not None)
+    leaded = look.texture == "panes" or (look.seams and max(look.thread) < 100)
+    return (look.fill == "hollow" and bluish) or (leaded and look.line is not None)
 
 
 def is_like_a_photo(look: Look) -> bool:
@@ -234,12 +242,13 @@ def is_like_a_photo(look: Look) -> bool:
 
 
 def invented_looks(count: int = INVENTED, seed: int = STYLES_SEED) -> dict[str, Look]:
-    rng, looks = np.random.default_rng(seed), {}
+    rng, rng_of_seams, looks = np.random.default_rng(seed), np.random.default_rng([seed, 1]), {}
     for name in invented_names(count, seed, avoid=INVENTED_NOUNS):
         look = random_look(rng)
         while is_like_a_held_out_style(look) or is_like_a_photo(look):
             look = random_look(rng)
-        looks[name] = look
+        seamed = replace(look, seams=bool(rng_of_seams.random() < SEAMED))
+        looks[name] = look if is_like_a_held_out_style(seamed) else seamed
     return looks
 
 
@@ -271,32 +280,33 @@ def filled(look: Look, colour: Colour) -> Colour:
 
 
 def textured(canvas: Image.Image, look: Look, rng: np.random.Generator) -> None:
-    """Lay the texture over the canvas."""
-    pen, width = ImageDraw.Draw(canvas), canvas.width
-    at = (np.arange(-8, 8) + 0.5) / 8 * width
-    if look.texture == "dots":
-        for x in at:
+    """Lay the texture over the canvas, then the seams."""
+    thin_lines(ImageDraw.Draw(canvas), canvas.width, look)
+    distance, of_panes = panes(rng, canvas.width // OVERSAMPLE)
+    smooth = Image.Resampling.BICUBIC if look.texture == "blotches" else Image.Resampling.NEAREST
+    if look.texture in ("panes", "grain", "blotches"):
+        uneven = {"panes": of_panes, "grain": rng.uniform(0.72, 1.2, (16, 16))}
+        light = uneven[look.texture] if look.texture in uneven else 0.7 + 0.55 * smooth_noise(rng, 6, 32)
+        light = np.asarray(Image.fromarray((light * 150).astype(np.uint8)).resize(canvas.size, smooth)) / 150
+        canvas.paste(rounded(np.asarray(canvas) * light[..., None]))
+    if look.seams:
+        mask = Image.fromarray((255 * seams(distance)).astype(np.uint8))
+        canvas.paste(look.thread, mask=mask.resize(canvas.size, Image.Resampling.BICUBIC))
+
+
+def thin_lines(pen: ImageDraw.ImageDraw, width: int, look: Look) -> None:
+    """Those textures that are drawn with a pen."""
+    at, thick = (np.arange(-8, 8) + 0.5) / 8 * width, round(width / 50)
+    for x in at:
+        if look.texture == "dots":
             for y in at:
                 pen.ellipse([x - width / 45, y - width / 45, x + width / 45, y + width / 45], look.thread)
-    for x in at if look.texture in ("grid", "lines", "hatching") else ():
-        thick = round(width / 50)
         if look.texture == "hatching":
             pen.line([x, 0, x + width, width], look.thread, thick)
-        else:
+        if look.texture in ("grid", "lines"):
             pen.line([0, x, width, x], look.thread, thick)
         if look.texture == "grid":
             pen.line([x, 0, x, width], look.thread, thick)
-    if look.texture == "panes":
-        light = panes(rng, width // OVERSAMPLE)[1]
-    elif look.texture == "grain":
-        light = rng.uniform(0.72, 1.2, (16, 16))
-    elif look.texture == "blotches":
-        light = 0.7 + 0.55 * smooth_noise(rng, 6, 32)
-    else:
-        return
-    smooth = Image.Resampling.BICUBIC if look.texture == "blotches" else Image.Resampling.NEAREST
-    light = np.asarray(Image.fromarray((light * 150).astype(np.uint8)).resize(canvas.size, smooth)) / 150
-    canvas.paste(rounded(np.asarray(canvas) * light[..., None]))
 
 
 # ---- All of them
