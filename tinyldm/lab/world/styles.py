@@ -193,10 +193,10 @@ class Look:
     tint: Colour  # what tints, or is the one colour
     ground: Colour | None  # None: the picture's own background
     texture: str | None
-    thread: Colour  # of the texture's lines and dots
+    thread: Colour  # of the texture's lines and dots, and of the seams
     line: Colour | None  # of the outlines; None: there are none
     width: float  # of the lines, in picture widths
-    seams: bool = False  # between panes, in the thread's colour
+    seams: bool = False  # between panes
 
 
 def random_colour(rng: np.random.Generator) -> Colour:
