@@ -3,17 +3,22 @@
     python sample.py --prompt "a photo of a red star on a blue background"
     python sample.py --prompt "a photo of S* on a green background" --embedding outputs/S/embedding.safetensors --num 4
     python sample.py --prompt "two lemons" --prompt "a sketch of a heart" --sampler dpmpp_2m --steps 15
+    python sample.py --prompt "a photo of a red star on the grass" --init-image picture.png --mask mask.png
 
 Writes 0000.png, 0001.png, … and sheet.png into outputs/samples, numbered if it exists. Each picture carries its prompt
 and settings in a text chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the
 batch. In a batch of another size it stays within 1 of 255 (in float32).
+
+--init-image changes a picture, all of it or what --mask has white. --attention shows where the words of a prompt went.
 """
 
 import signal
 import warnings
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
@@ -23,20 +28,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinyldm import InputError, cli
+from tinyldm.editing import Source
 from tinyldm.files import check_unused, read_lines, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
+from tinyldm.heat_maps import HeatMaps, heat_sheet, watched
 from tinyldm.images import contact_sheet, save_image, to_images
+from tinyldm.interpolation import prompts_between
 from tinyldm.inversion import add_words
 from tinyldm.latent_diffusion import LatentDiffusion, Sampling
-from tinyldm.sampler import SAMPLERS
+from tinyldm.masks import pasted, read_source
+from tinyldm.sampler import SAMPLERS, Between, Seed
 
 BATCH = 4  # pictures at a time: enough to keep the processor busy, few enough to fit
+ON_THE_WAY = 8  # pictures of an interpolation, its ends among them
+
+
+class Wanted(NamedTuple):
+    """One picture."""
+
+    prompt: str
+    seed: Seed
 
 
 def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
-    prompts = [prompt for prompt in read_prompts(options) for _ in range(options.num)]
+    prompts = read_prompts(options)
     device = cli.choose_device(options.device)
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
     sampling = checkpoint.defaults.sampling(
@@ -46,7 +63,6 @@ def main(arguments: list[str]) -> int:
 
     model, model_hash = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()[:10]
     del checkpoint  # it would keep its file mapped into memory
-    model.check_size(sampling.height, sampling.width, min(BATCH, len(prompts)))
     words: dict[str, Tensor] = {}
     for words_of_file in learned:
         try:
@@ -54,61 +70,106 @@ def main(arguments: list[str]) -> int:
         except InputError as error:
             raise InputError(f"{error}; --embedding FILE:WORD calls the word of a file WORD") from error
         words |= words_of_file
-    texts = {*prompts, options.negative}
+    given = [*words]
+    wanted = wanted_pictures(model, prompts, words, options)
+    model.check_size(sampling.height, sampling.width, min(BATCH, len(wanted)))
+    texts = {*(picture.prompt for picture in wanted), options.negative}
     used = {piece for text in texts for piece in model.tokenizer.split_placeholders(text)}
-    for word in words:
-        if word not in used:
+    for word in given:
+        if word not in used and word not in (options.interpolate or ()):
             warnings.warn(f"no prompt uses {word}", stacklevel=1)
-    model.tokenizer([*prompts, options.negative])  # a word that is cut off is an error now, not half-way
+    model.tokenizer([*texts])  # a word that is cut off is an error now, not half-way
+    source = None
+    if options.init_image:
+        size = sampling.height, sampling.width, model.autoencoder.config.factor
+        source = read_source(options.init_image, options.mask, options.strength, *size)
+        source.skipped(sampling.steps)
 
     # Every picture is written as soon as its batch is done.
     options.out = take_folder(options.out, Path("outputs/samples"))
     images: list[Image.Image] = []
     with cli.stop_on_signal() as stopping:
-        for image in sampled(model, prompts, words, sampling, options, stopping):
-            text = parameters(prompts[len(images)], options.seed + len(images), sampling, model_hash, options)
-            save_image(image, options.out / f"{len(images):04d}.png", {"parameters": text})
+        for image, heat in sampled(model, wanted, words, sampling, source, options, stopping):
+            picture, name = wanted[len(images)], f"{len(images):04d}"
+            text = parameters(picture, sampling, model_hash, options)
+            save_image(image, options.out / f"{name}.png", {"parameters": text})
+            if heat is not None:
+                sheet = heat_sheet(image, picture.prompt, heat, model.tokenizer)
+                save_image(sheet, options.out / f"{name}-attention.png")
             images.append(image)
     if images:
-        rows = [images[i : i + options.num] for i in range(0, len(images), options.num)]
-        save_image(contact_sheet(rows, labels=prompts[: len(images) : options.num]), options.out / "sheet.png")
-    if len(images) < len(prompts):
-        print(f"stopped: {len(images)} of {len(prompts)} pictures are in {options.out}")
+        rows = [slice(i, i + options.num) for i in range(0, len(images), options.num)]
+        labels = [wanted[row][0].prompt for row in rows]
+        save_image(contact_sheet([images[row] for row in rows], labels=labels), options.out / "sheet.png")
+    if len(images) < len(wanted):
+        print(f"stopped: {len(images)} of {len(wanted)} pictures are in {options.out}")
         return stopping()
     print(f"{len(images)} pictures and sheet.png in {options.out}")
     return 0
 
 
+def wanted_pictures(
+    model: LatentDiffusion, prompts: list[str], words: dict[str, Tensor], options: Namespace
+) -> list[Wanted]:
+    """--num of each prompt. With --interpolate they lead from one seed to another, or from one word to another, and
+    the words between are added to the words."""
+    if not options.interpolate:
+        each = [prompt for prompt in prompts for _ in range(options.num)]
+        return [Wanted(prompt, options.seed + i) for i, prompt in enumerate(each)]
+    start, end = options.interpolate
+    if all(seed.isdecimal() and len(seed) < 20 and seed not in words for seed in (start, end)):
+        seeds = [Between(int(start), int(end), i / (options.num - 1)) for i in range(options.num)]
+        return [Wanted(prompt, seed) for prompt in prompts for seed in seeds]
+    each = prompts_between(model, prompts, words, start, end, options.num)
+    return [Wanted(prompt, options.seed) for prompt in each]
+
+
 def sampled(
     model: LatentDiffusion,
-    prompts: list[str],
+    wanted: list[Wanted],
     words: dict[str, Tensor],
     sampling: Sampling,
+    source: Source | None,
     options: Namespace,
     stopping: Callable[[], int],  # asked after every step of the sampler; if it is true, no more pictures come
-) -> Iterator[Image.Image]:
-    """One picture for each prompt, a batch at a time, a progress bar beside them."""
-    with tqdm(total=sampling.steps * -(-len(prompts) // BATCH), desc="sampling") as bar:
-        for first in range(0, len(prompts), BATCH):
-            batch = prompts[first : first + BATCH]
-            seeds = range(options.seed + first, options.seed + first + len(batch))
-            for z in model.generate(  # noqa: B007, the last one is wanted
-                batch, seeds, words=words, negative=options.negative, **sampling._asdict()
-            ):
-                if stopping():
-                    return
-                bar.update()
-            yield from to_images(model.decode(z))
+) -> Iterator[tuple[Image.Image, Tensor | None]]:
+    """The pictures, a batch at a time, a progress bar beside them; with --attention, their heat maps, else None."""
+    _, h, w = model.latent_shape(sampling.height, sampling.width)
+    steps = sampling.steps - (source.skipped(sampling.steps) if source else 0)
+    outside = None
+    if source and source.mask:
+        original = source.picture if options.keep_pixels else model.decode(model.encode(source.picture)[0])
+        (outside,) = to_images(original)
+    with tqdm(total=steps * -(-len(wanted) // BATCH), desc="sampling") as bar:
+        for first in range(0, len(wanted), BATCH):
+            prompts, seeds = zip(*wanted[first : first + BATCH], strict=True)
+            maps = HeatMaps(len(prompts), h, w)
+            with watched(model.unet, maps) if options.attention else nullcontext():
+                for z in model.generate(  # noqa: B007, the last one is wanted
+                    prompts, seeds, words=words, negative=options.negative, source=source, **sampling._asdict()
+                ):
+                    if stopping():
+                        return
+                    bar.update()
+            images = to_images(model.decode(z))
+            if outside:
+                images = [pasted(image, outside, source.mask) for image in images]
+            yield from zip(images, maps.mean() if options.attention else [None] * len(images), strict=True)
 
 
-def parameters(prompt: str, seed: int, sampling: Sampling, model_hash: str, options: Namespace) -> str:
+def parameters(picture: Wanted, sampling: Sampling, model_hash: str, options: Namespace) -> str:
     """The prompt and what else made a picture, in the form that other programs of the field read and write."""
     negative = f"Negative prompt: {options.negative}\n" if options.negative else ""
     vae = f", VAE: {options.vae.name}" if options.vae else ""
+    seed = f"{picture.seed}"
+    if isinstance(picture.seed, Between):
+        first, other, share = picture.seed
+        seed = f"{first}, Variation seed: {other}, Variation seed strength: {share:g}"
+    strength = f", Denoising strength: {options.strength:g}" if options.init_image else ""
     return (
-        f"{prompt}\n{negative}Steps: {sampling.steps}, Sampler: {sampling.sampler}, CFG scale: {sampling.guidance:g}, "
-        f"Seed: {seed}, Size: {sampling.width}x{sampling.height}, "
-        f"Model hash: {model_hash}, Model: {options.weights.stem}{vae}"
+        f"{picture.prompt}\n{negative}Steps: {sampling.steps}, Sampler: {sampling.sampler}, "
+        f"CFG scale: {sampling.guidance:g}, Seed: {seed}, Size: {sampling.width}x{sampling.height}, "
+        f"Model hash: {model_hash}, Model: {options.weights.stem}{vae}{strength}"
     )
 
 
@@ -146,12 +207,50 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--guidance", type=cli.positive, metavar="SCALE", help="1: the plain model; more: closer to the prompt")
     add("--height", type=cli.whole_number(1, 2**16), metavar="PIXELS")
     add("--width", type=cli.whole_number(1, 2**16), metavar="PIXELS")
-    add("--num", type=cli.whole_number(1, cli.MOST_PICTURES), default=1, metavar="N", help="pictures a prompt (1)")
+    add(
+        "--num",
+        type=cli.whole_number(1, cli.MOST_PICTURES),
+        metavar="N",
+        help=f"pictures a prompt (default: 1; with --interpolate {ON_THE_WAY})",
+    )
     add("--out", type=cli.path, metavar="DIR", help="new or empty (default: outputs/samples, numbered)")
+    add("--init-image", type=cli.path, metavar="FILE", help="begin with this picture, not with noise alone")
+    add("--strength", type=strength, metavar="S", help="of 0 to 1, how much of it may change (0.8; with --mask 1)")
+    add("--mask", type=cli.path, metavar="FILE", help="change only what is white here; as large as --init-image")
+    add(
+        "--keep-pixels",
+        action="store_true",
+        help="outside the mask keep the picture's own pixels, not encoded and decoded ones",
+    )
+    add("--attention", action="store_true", help="for each picture a sheet: where each word of its prompt went")
+    add(
+        "--interpolate",
+        nargs=2,
+        metavar=("A", "B"),
+        help="from A, a learned word in the prompt, to B, another; or from a seed A to a seed B",
+    )
     options = parser.parse_args(arguments)
+    for option, needed in (("strength", "init_image"), ("mask", "init_image"), ("keep_pixels", "mask")):
+        if getattr(options, option) and not getattr(options, needed):
+            raise InputError(f"{flag(option)} alone does nothing, expected {flag(needed)} with it; give that too")
+    options.strength = options.strength or (1.0 if options.mask else 0.8)
+    options.num = options.num or (ON_THE_WAY if options.interpolate else 1)
+    if options.interpolate and options.num < 2:
+        raise InputError("--interpolate makes 1 picture, expected at least 2; give a larger --num")
     if options.out:
         check_unused(options.out)
     return options
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def strength(text: str) -> float:
+    """An argparse type: a number above 0 and at most 1."""
+    if (value := cli.positive(text)) > 1:
+        raise ArgumentTypeError(f"{text[:40]!r}, expected a number above 0 and at most 1")
+    return value
 
 
 if __name__ == "__main__":

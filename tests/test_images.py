@@ -14,10 +14,10 @@ from tinyldm.images import (
     RASTER_FORMATS,
     contact_sheet,
     find_images,
+    fitted,
     read_image,
     read_images,
     save_image,
-    square,
     to_images,
     to_tensor,
 )
@@ -237,22 +237,22 @@ def test_broken_pictures_among_good_ones_are_skipped_with_a_warning_each(tmp_pat
 # Cropping, tensors
 
 
-def test_square_takes_the_middle(tmp_path):
+def test_fitted_takes_the_middle(tmp_path):
     wide = Image.new("RGB", (90, 30), BLUE)
     wide.paste(RED, (30, 0, 60, 30))
     for image in (wide, wide.transpose(Image.Transpose.ROTATE_90)):
         for size in (10, 30, 64):
-            assert square(image, size).getcolors() == [(size * size, RED)]
+            assert fitted(image, size, size).getcolors() == [(size * size, RED)]
 
 
-def test_square_leaves_the_pixels_alone_when_no_resizing_is_needed():
+def test_fitted_leaves_the_pixels_alone_when_no_resizing_is_needed():
     noise = np.random.default_rng(0).integers(0, 256, (32, 47, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(square(Image.fromarray(noise), 32)), noise[:, 7:39])
+    assert np.array_equal(np.asarray(fitted(Image.fromarray(noise), 32, 32)), noise[:, 7:39])
 
 
-def test_square_averages_what_it_shrinks():
+def test_fitted_averages_what_it_shrinks():
     checks = np.indices((64, 64)).sum(0) % 2 * 255
-    grey = np.asarray(square(Image.fromarray(checks.astype(np.uint8)).convert("RGB"), 8))
+    grey = np.asarray(fitted(Image.fromarray(checks.astype(np.uint8)).convert("RGB"), 8, 8))
     assert abs(grey.astype(float) - 127.5).max() < 3
 
 

@@ -10,7 +10,7 @@ from tinyldm import InputError
 from tinyldm.images import to_images
 from tinyldm.inversion import add_words
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion
-from tinyldm.sampler import SAMPLERS, first_noise, guided
+from tinyldm.sampler import SAMPLERS, denoiser, first_noise, guided
 from tinyldm.schedule import NoiseSchedule
 
 
@@ -50,7 +50,8 @@ def test_half_precision_models_are_sampled_in_float32(tiny, name, scale, dtype):
     model = replace(tiny.to("cpu", dtype), unet=HalfUNet(dtype))
     z, generators = first_noise((4, 6, 6), [3, 4])
     context = torch.zeros(2, 5, 8, dtype=dtype)
-    for z_t in SAMPLERS[name](guided(model.predict, context, context[:1], scale), z, NoiseSchedule(), 4, generators):
+    denoise = denoiser(guided(model.predict, context, context[:1], scale), NoiseSchedule())
+    for z_t in SAMPLERS[name](denoise, z, NoiseSchedule(), 4, generators):
         assert z_t.dtype == torch.float32 and z_t.isfinite().all()
 
 

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 
 import sample
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
-from tinyldm.images import to_images
+from tinyldm.images import fitted, to_images, to_tensor
+from tinyldm.lab.measure.questions import true_pictures
+from tinyldm.lab.world.things import Thing
 from tinyldm.latent_diffusion import LatentDiffusion
-from tinyldm.sampler import SAMPLERS
+from tinyldm.sampler import SAMPLERS, denoiser
 
 PROMPT = "a photo of a red circle on a blue background"
 FEW = ("--steps", 3)
@@ -68,7 +70,7 @@ def test_a_picture_starts_from_the_documented_noise(tiny, run, tmp_path):
             conditional, unconditional = tiny.unet(torch.cat([z, z]), torch.cat([t, t]), context).chunk(2)
         return unconditional + 2 * (conditional - unconditional)
 
-    *_, z = SAMPLERS["ddim"](guided, z, tiny.schedule, 3, [torch.Generator()])
+    *_, z = SAMPLERS["ddim"](denoiser(guided, tiny.schedule), z, tiny.schedule, 3, [torch.Generator()])
     with torch.no_grad():
         expected = np.asarray(to_images(tiny.decode(z))[0]).astype(int)
     assert np.abs(pixels(tmp_path / "o" / "0000.png") - expected).max() <= 1
@@ -234,6 +236,92 @@ def test_a_batch_is_written_before_the_next_begins(run, tmp_path, monkeypatch):
     assert there == [0, 4, 8]
 
 
+# ---- Beginning with a picture
+
+
+@pytest.fixture
+def world_picture(tmp_path):
+    """A red circle, larger than the checkpoint's pictures and not square."""
+    image = true_pictures(Thing("circle", "red"))[0].resize((96, 96), Image.Resampling.BICUBIC)
+    image.crop((0, 8, 96, 88)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_a_picture_to_begin_with_is_kept_the_more_the_less_the_strength(run, tmp_path, world_picture):
+    original = np.asarray(fitted(Image.open(world_picture), 64, 64)).astype(int)
+    distances = []
+    for strength in (0.1, 0.6):
+        options = (
+            "--init-image",
+            world_picture,
+            "--strength",
+            strength,
+            "--steps",
+            10,
+            "--out",
+            tmp_path / f"{strength}",
+        )
+        assert run("sample.py", "--prompt", "a photo of a green star on a white background", *options).status == 0
+        file = tmp_path / f"{strength}" / "0000.png"
+        assert f"Denoising strength: {strength:g}" in Image.open(file).text["parameters"]
+        distances.append(np.abs(pixels(file) - original).mean())
+    assert distances[0] < 12 and distances[1] > 2 * distances[0]
+
+
+def test_only_what_the_mask_has_white_changes(tiny, run, tmp_path, world_picture):
+    mask = Image.new("L", (96, 80))
+    mask.paste(255, (48, 0, 96, 80))
+    mask.save(tmp_path / "mask.png")
+    options = ("--init-image", world_picture, "--mask", "mask.png", "--steps", 8)
+    prompt = "a photo of a green star on a white background"
+    for more in ((), ("--keep-pixels",)):
+        assert run("sample.py", "--prompt", prompt, *options, *more, "--out", tmp_path / f"o{len(more)}").status == 0
+    original = np.asarray(fitted(Image.open(world_picture), 64, 64)).astype(int)
+    picture = to_tensor(Image.fromarray(original.astype(np.uint8)))
+    decoded = np.asarray(to_images(tiny.decode(tiny.encode(picture)[0]))[0]).astype(int)
+    for folder, outside in (("o0", decoded), ("o1", original)):
+        edited = pixels(tmp_path / folder / "0000.png")
+        assert np.abs(edited - outside)[:, :29].max() <= 1 and np.abs(edited - outside)[:, 38:].mean() > 40
+
+
+def test_attention_is_a_sheet_beside_each_picture(run, tmp_path):
+    assert run("sample.py", "--prompt", "a red star", "--num", 2, *FEW, "--attention").status == 0
+    folder = tmp_path / "outputs" / "samples"
+    names = ["0000-attention.png", "0000.png", "0001-attention.png", "0001.png", "sheet.png"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    sheets = [Image.open(folder / f"000{i}-attention.png") for i in (0, 1)]
+    assert sheets[0].size == (4 * 132 + 4, 152 + 4) and sheets[0].tobytes() != sheets[1].tobytes()
+
+
+# ---- From one word or seed to another
+
+
+def test_between_two_words_eight_pictures_lead_from_the_one_to_the_other(run, tmp_path):
+    files = [a_word(tmp_path / f"{like}.safetensors", word, like) for word, like in (("S*", "star"), ("T*", "circle"))]
+    prompt = "a photo of a red S*"
+    outcome = run("sample.py", "--prompt", prompt, "--embedding", *files, "--interpolate", "S*", "T*", *FEW)
+    assert outcome.status == 0 and outcome.err == ""
+    folder = tmp_path / "outputs" / "samples"
+    assert Image.open(folder / "sheet.png").size == (8 * 132 + 4, 152 + 4)
+    for name, like in (("0000", "star"), ("0007", "circle")):
+        run("sample.py", "--prompt", f"a photo of a red {like}", *FEW, "--out", tmp_path / like)
+        assert np.abs(pixels(folder / f"{name}.png") - pixels(tmp_path / like / "0000.png")).max() <= 1
+    assert Image.open(folder / "0003.png").text["parameters"].startswith("a photo of a red <S*-T* 3/7>\n")
+
+
+def test_between_two_seeds_the_ends_are_those_seeds_pictures(run, tmp_path):
+    outcome = run("sample.py", "--prompt", PROMPT, "--interpolate", 3, 9, "--num", 4, *FEW)
+    assert outcome.status == 0
+    folder = tmp_path / "outputs" / "samples"
+    for name, seed in (("0000", 3), ("0003", 9)):
+        run("sample.py", "--prompt", PROMPT, "--seed", seed, *FEW, "--out", tmp_path / f"{seed}")
+        assert np.abs(pixels(folder / f"{name}.png") - pixels(tmp_path / f"{seed}" / "0000.png")).max() <= 1
+    assert (
+        "Seed: 3, Variation seed: 9, Variation seed strength: 0.333"
+        in Image.open(folder / "0001.png").text["parameters"]
+    )
+
+
 # ---- Mistakes: one line, status 2, nothing written
 
 
@@ -317,6 +405,35 @@ def test_control_characters_of_a_prompt_reach_neither_the_png_nor_its_readers(ru
 def test_a_pipe_nobody_writes_to_is_refused(run, tmp_path, no_hang, option):
     os.mkfifo(tmp_path / "fifo")
     assert "fifo is a pipe or a device, expected a file" in run("sample.py", "--prompt", PROMPT, option, "fifo").error
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--strength", 0.5), "--strength alone does nothing, expected --init-image with it"),
+        (("--mask", "m.png"), "--mask alone does nothing, expected --init-image with it"),
+        (("--init-image", "p.png", "--keep-pixels"), "--keep-pixels alone does nothing, expected --mask with it"),
+        (("--init-image", "p.png", "--strength", 1.5), "'1.5', expected a number above 0 and at most 1"),
+        (("--init-image", "nowhere.png"), "no such file: nowhere.png"),
+        (
+            ("--init-image", "p.png", "--mask", "wide.png"),
+            "wide.png has 80x64 pixels, expected 64x64 pixels as p.png has",
+        ),
+        (("--init-image", "p.png", "--mask", "black.png"), "black.png is black all over, expected white where"),
+        (("--init-image", "p.png", "--strength", 0.1, "--steps", 4), "a strength of 0.1 leaves none of 4 steps"),
+        (("--interpolate", "S*", "T*"), "S* is no learned word that was given, expected two of none, or two seeds"),
+        (("--interpolate", 1, 2, "--num", 1), "--interpolate makes 1 picture, expected at least 2"),
+        (("--interpolate", 1, 10**30), "1 is no learned word that was given"),
+        (("--embedding", "s.pt", "t.pt", "--interpolate", "S*", "T*"), f'the prompt "{PROMPT}" is without S*'),
+        (("--embedding", "s.pt", "two.pt", "--interpolate", "S*", "U*"), "S* has 1 vectors, U* 2, expected as many"),
+    ],
+)
+def test_editing_and_interpolation_that_cannot_be(refused, tmp_path, options, expected):
+    for name, size, colour in (("p", (64, 64), "red"), ("wide", (80, 64), "white"), ("black", (64, 64), "black")):
+        Image.new("RGB", size, colour).save(tmp_path / f"{name}.png")
+    for name, word, count in (("s", "S*", 1), ("t", "T*", 1), ("two", "U*", 2)):
+        save_embeddings(tmp_path / f"{name}.pt", {word: torch.ones(count, 128)})
+    assert expected in refused("--prompt", PROMPT, *options)
 
 
 def test_no_prompt(refused):

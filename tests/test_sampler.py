@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinyldm import InputError
-from tinyldm.sampler import SAMPLERS, first_noise, guided, noise_like
+from tinyldm.sampler import SAMPLERS, Between, denoiser, first_noise, guided, noise_like, slerp
 from tinyldm.schedule import NoiseSchedule
 
 SEEDS = (3, 4)
@@ -43,8 +43,12 @@ def small_net():
 
 def run(name, steps, prediction="eps", model=None, seeds=SEEDS):
     z, generators = first_noise(SHAPE, seeds)
+    return list(sampled(name, z, steps, generators, prediction, model))
+
+
+def sampled(name, z, steps, generators, prediction="eps", model=None, skip=None):
     schedule = NoiseSchedule(prediction=prediction)
-    return list(SAMPLERS[name](model or small_net(), z, schedule, steps, generators))
+    return SAMPLERS[name](denoiser(model or small_net(), schedule), z, schedule, steps, generators, skip)
 
 
 def run_diffusers(name, steps, prediction, settings=None):
@@ -135,7 +139,7 @@ def test_every_latent_has_variance_one(name):
     """So what is yielded on the way is a z_t, in the model's own coordinates, for each of them."""
     _, model = oracle("eps", (4, 32, 32))
     z, generators = first_noise((4, 32, 32), SEEDS)
-    for z_t in SAMPLERS[name](model, z, NoiseSchedule(), 20, generators):
+    for z_t in sampled(name, z, 20, generators, model=model):
         assert z_t.shape == z.shape
         assert z_t.std().item() == pytest.approx(1, abs=0.06)
 
@@ -152,7 +156,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(name):
 def test_deterministic_samplers_draw_nothing(name):
     z, generators = first_noise(SHAPE, SEEDS)
     states = [generator.get_state() for generator in generators]
-    for _ in SAMPLERS[name](small_net(), z, NoiseSchedule(), 5, generators):
+    for _ in sampled(name, z, 5, generators):
         pass
     assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
 
@@ -160,7 +164,7 @@ def test_deterministic_samplers_draw_nothing(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_first_noise_is_left_as_it_was(name):
     z, generators = first_noise(SHAPE, SEEDS)
-    list(SAMPLERS[name](small_net(), z, NoiseSchedule(), 5, generators))
+    list(sampled(name, z, 5, generators))
     assert torch.equal(z, first_noise(SHAPE, SEEDS)[0])
 
 
@@ -168,7 +172,7 @@ def test_the_first_noise_is_left_as_it_was(name):
 def test_no_graph_is_kept_and_the_caller_keeps_its_gradients(name):
     z, generators = first_noise(SHAPE, SEEDS)
     weight = torch.ones((), requires_grad=True)
-    for z_t in SAMPLERS[name](lambda z, t: weight * z, z, NoiseSchedule(), 3, generators):
+    for z_t in sampled(name, z, 3, generators, model=lambda z, t: weight * z):
         assert not z_t.requires_grad and torch.is_grad_enabled()
 
 
@@ -182,7 +186,7 @@ def test_everything_happens_where_the_latents_are(name, prediction):
         assert z.is_meta and t.is_meta
         return z
 
-    for z_t in SAMPLERS[name](model, z.to("meta"), NoiseSchedule(prediction=prediction), 4, generators):
+    for z_t in sampled(name, z.to("meta"), 4, generators, prediction, model):
         assert z_t.is_meta and z_t.shape == z.shape
 
 
@@ -204,6 +208,27 @@ def test_first_noise_is_as_documented():
     assert again.shape == z.shape and again.dtype == torch.float32
     assert not torch.allclose(again, z) and not torch.allclose(again[0], again[1])
     assert torch.equal(noise_like(z.bfloat16(), first_noise(SHAPE, SEEDS)[1]), again)
+
+
+def test_between_two_seeds_the_noise_turns_and_keeps_its_variance():
+    shape = (4, 32, 32)
+    ends, _ = first_noise(shape, [3, 4])
+    noise, generators = first_noise(shape, [Between(3, 4, share) for share in (0, 0.25, 0.5, 0.75, 1)])
+    torch.testing.assert_close(noise[[0, -1]], ends, rtol=0, atol=1e-5)
+    assert ((noise.std(dim=(1, 2, 3)) - 1).abs() < 0.03).all()
+    to_first, to_other = ((noise * end).mean(dim=(1, 2, 3)) for end in ends)
+    assert (to_first.diff() < -0.05).all() and (to_other.diff() > 0.05).all()
+    again = noise_like(noise, generators)
+    assert torch.equal(again[0], again[4]) and torch.equal(again[:1], noise_like(ends[:1], first_noise(shape, [3])[1]))
+
+
+def test_slerp_goes_along_the_arc_in_equal_angles_and_the_length_in_a_line():
+    a, b = torch.tensor([[3.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    half = torch.tensor([[2**0.5, 2**0.5], [1.5, 0.0]])
+    for share, expected in ((0.0, a), (0.5, half), (1.0, b)):
+        torch.testing.assert_close(slerp(a, b, share), expected)
+    third = slerp(a[:1], b[:1], 1 / 3)[0]
+    assert torch.atan2(third[1], third[0]).item() == pytest.approx(np.pi / 6)
 
 
 def test_noise_needs_one_generator_per_picture():

@@ -64,12 +64,12 @@ def test_add_noise_and_targets_are_diffusers(latents):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_predictions_invert_add_noise(latents, prediction):
+def test_the_prediction_inverts_add_noise(latents, prediction):
     z_0, eps, t = latents
     schedule = NoiseSchedule(prediction=prediction)
     z_t, output = schedule.add_noise(z_0, eps, t), schedule.target(z_0, eps, t)
-    torch.testing.assert_close(schedule.predict_z_0(z_t, output, t), z_0, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(schedule.predict_eps(z_t, output, t), eps, rtol=1e-4, atol=1e-5)
+    predicted = schedule.predict_z_0(z_t, output, *schedule.scales(t, z_t))
+    torch.testing.assert_close(predicted, z_0, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -79,8 +79,8 @@ def test_one_int_means_the_whole_batch(latents, prediction):
     z_t = schedule.add_noise(z_0, eps, t)
     assert torch.equal(schedule.add_noise(z_0, eps, 321), z_t)
     assert torch.equal(schedule.target(z_0, eps, 321), schedule.target(z_0, eps, t))
-    assert torch.equal(schedule.predict_z_0(z_t, eps, 321), schedule.predict_z_0(z_t, eps, t))
-    assert torch.equal(schedule.predict_eps(z_t, eps, 321), schedule.predict_eps(z_t, eps, t))
+    of_one, of_many = (schedule.predict_z_0(z_t, eps, *schedule.scales(each, z_t)) for each in (321, t))
+    assert torch.equal(of_one, of_many)
     for one, many in zip(schedule.posterior(z_t, z_0, 321, 301), schedule.posterior(z_t, z_0, t, t - 20), strict=True):
         assert torch.equal(one.expand_as(many), many)
 
@@ -91,7 +91,8 @@ def test_tables_go_where_t_and_the_latents_are(latents):
         schedule = NoiseSchedule(prediction=prediction)
         for time in (t, 321):
             outputs = [schedule.add_noise(z_0, eps, time), schedule.target(z_0, eps, time)]
-            outputs += [schedule.predict_z_0(z_0, eps, time), schedule.posterior(z_0, eps, time)[0]]
+            outputs += [schedule.predict_z_0(z_0, eps, *schedule.scales(time, z_0))]
+            outputs += [schedule.posterior(z_0, eps, time)[0]]
             assert all(output.is_meta and output.shape == z_0.shape for output in outputs)
 
 

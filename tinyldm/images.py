@@ -100,7 +100,7 @@ def read_images(folder: str | Path, size: int | None = None) -> list[tuple[Path,
     for path in find_images(folder):
         try:
             image = read_image(path)
-            images.append((path, square(image, size) if size else image))
+            images.append((path, fitted(image, size, size) if size else image))
         except InputError as error:
             failures.append(error)
     if not images:
@@ -110,11 +110,13 @@ def read_images(folder: str | Path, size: int | None = None) -> list[tuple[Path,
     return images
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle, resized to size x size pixels (Lanczos, antialiased)."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The largest part in the middle of this shape, resized to width x height pixels (Lanczos, antialiased)."""
+    scale = min(image.width / width, image.height / height)
+    part = round(scale * width), round(scale * height)
+    left, top = (image.width - part[0]) // 2, (image.height - part[1]) // 2
+    part = image.crop((left, top, left + part[0], top + part[1]))
+    return part.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def to_tensor(images: Image.Image | list[Image.Image]) -> Tensor:
@@ -146,7 +148,7 @@ def to_images(pictures: Tensor) -> list[Image.Image]:
 def contact_sheet(
     rows: list[list[Image.Image]],
     *,
-    labels: list[str] | None = None,  # one a row, drawn above it; None: no room is left for them
+    labels: list[str] | list[list[str]] | None = None,  # one a row or one a picture, drawn above; None: no room is left
     tile: int = 128,  # pixels; a smaller image is enlarged by a whole factor, until its longer side is this or more
     gap: int = 4,  # pixels between pictures and around them
 ) -> Image.Image:
@@ -162,8 +164,10 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
         top = y * (margin + height) + gap
-        if labels:
-            draw.text((gap, top), shortened(labels[y], sheet.width - 2 * gap, font), "black", font)
+        texts = [] if not labels else [labels[y]] if isinstance(labels[y], str) else labels[y]
+        room = width if len(texts) > 1 else sheet.width
+        for x, text in enumerate(texts):
+            draw.text((x * width + gap, top), shortened(text, room - 2 * gap, font), "black", font)
         for x, image in enumerate(row):
             sheet.paste(image, (x * width + gap, top + margin))
     return sheet

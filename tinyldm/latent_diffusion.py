@@ -15,7 +15,8 @@ from torch import Tensor
 from tinyldm import InputError
 from tinyldm.autoencoder import AutoencoderKL
 from tinyldm.clip import CLIPTextEncoder
-from tinyldm.sampler import SAMPLERS, first_noise, guided
+from tinyldm.editing import Source, ended, inside
+from tinyldm.sampler import SAMPLERS, Seed, denoiser, first_noise, guided, noise_like, noised
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.tokenizer import Tokenizer
 from tinyldm.unet import UNet
@@ -173,7 +174,7 @@ class LatentDiffusion:
     def generate(
         self,
         prompts: Sequence[str],
-        seeds: Sequence[int],  # one a prompt: each picture's noise is its own, whatever its neighbours
+        seeds: Sequence[Seed],  # one a prompt: each picture's noise is its own, whatever its neighbours
         *,
         words: Mapping[str, Tensor] | None = None,  # learned ones
         negative: str = "",  # what to move away from
@@ -182,11 +183,21 @@ class LatentDiffusion:
         guidance: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        source: Source | None = None,  # a picture to begin with; None: noise
     ) -> Iterator[Tensor]:
         """Yields the latents (b, c, h, w) after each step of the sampler; decode the last for the pictures."""
         sampling = self.defaults.sampling(sampler, steps, guidance, height, width)
         self.check_size(sampling.height, sampling.width)
         context = self.context([*prompts, negative], words)
-        model = guided(self.predict, context[:-1], context[-1:], sampling.guidance)
-        z_T, generators = first_noise(self.latent_shape(sampling.height, sampling.width), seeds)
-        yield from SAMPLERS[sampling.sampler](model, z_T.to(self.device), self.schedule, sampling.steps, generators)
+        denoise = denoiser(guided(self.predict, context[:-1], context[-1:], sampling.guidance), self.schedule)
+        z, generators = first_noise(self.latent_shape(sampling.height, sampling.width), seeds)
+        z, skip = z.to(self.device), None
+        if source:
+            skip = source.skipped(sampling.steps)
+            z_0 = self.autoencoder.sample(*self.encode(source.picture), z)
+            z = noised(z_0, noise_like(z, generators), sampling.sampler, self.schedule, sampling.steps, skip)
+        mask = source.mask.cells.to(self.device) if source and source.mask else None
+        if mask is not None:
+            denoise = inside(denoise, mask, z_0)
+        latents = SAMPLERS[sampling.sampler](denoise, z, self.schedule, sampling.steps, generators, skip)
+        yield from latents if mask is None else ended(latents, sampling.steps - skip, mask, z_0)

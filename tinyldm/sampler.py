@@ -2,10 +2,13 @@
 
 A sampler is a generator. It takes z ~ N(0, I) of shape (batch, channels, h, w) and yields the latent after every step:
 
+    denoise = denoiser(guided(model.predict, context, uncond_context, 7.5), schedule)
     z, generators = first_noise((4, 64, 64), seeds=[0, 1])
-    for z in SAMPLERS["ddim"](guided(model.predict, context, uncond_context, 7.5), z, schedule, 50, generators):
+    for z in SAMPLERS["ddim"](denoise, z, schedule, 50, generators):
         ...  # progress, previews
     pictures = model.decode(z)
+
+With `skip` a sampler leaves out so many of its steps, and z is a latent that is noised as after those: see `noised`.
 
 Every z that is yielded is a z_t as the UNet is trained on, of variance near one; the last one is the sample. The caller
 moves the first noise to the model's device. Everything here is float32; `LatentDiffusion.predict` casts to the model's
@@ -16,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +29,10 @@ from tinyldm.schedule import NoiseSchedule
 
 Model = Callable[[Tensor, Tensor], Tensor]  # z_t (batch, c, h, w), t (batch,) -> eps or v (batch, c, h, w)
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same with the context (batch, tokens, width)
+Generators = Sequence[torch.Generator]  # one a picture
+Scale = Tensor | float
+# z_t = signal z_0 + noise eps (batch, c, h, w), t, signal, noise -> the z_0 that is seen in it
+Denoise = Callable[[Tensor, float, Scale, Scale], Tensor]
 
 
 # ---- Guidance
@@ -49,16 +57,58 @@ def guided(predict: Predict, context: Tensor, uncond_context: Tensor | None, gui
     return model
 
 
+def denoiser(model: Model, schedule: NoiseSchedule) -> Denoise:
+    """What a sampler asks at every step: which clean latent is seen in this noisy one."""
+
+    def denoise(z: Tensor, t: float, signal: Scale, noise: Scale) -> Tensor:
+        output = model(z, torch.full((len(z),), t, device=z.device))
+        return schedule.predict_z_0(z, output, signal, noise)
+
+    return denoise
+
+
 # ---- Noise
 
 
-def first_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
+class Between(NamedTuple):
+    """A seed on the way from one to another, which other programs call a variation seed and its strength."""
+
+    seed: int
+    other: int
+    share: float  # of the other: 0 is the one, 1 the other
+
+
+Seed = int | Between
+
+
+def first_noise(shape: tuple[int, int, int], seeds: Sequence[Seed]) -> tuple[Tensor, list[torch.Generator]]:
     """One picture's start per seed, (len(seeds), *shape), and the generators that these pictures go on drawing from."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]), generators
+    pairs = [seed if isinstance(seed, Between) else Between(seed, seed, 0.0) for seed in seeds]
+    generators = [torch.Generator().manual_seed(pair.seed) for pair in pairs]
+    rows = []
+    for pair, generator in zip(pairs, generators, strict=True):
+        noise = torch.randn((1, *shape), generator=generator)
+        if pair.share > 0:
+            other = torch.randn((1, *shape), generator=torch.Generator().manual_seed(pair.other))
+            noise = slerp(noise.flatten(), other.flatten(), pair.share).reshape(1, *shape)
+        rows.append(noise)
+    return torch.cat(rows), generators
 
 
-def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """From the vectors a to b, (…, width), along the arc between their directions; the length goes in a straight line.
+
+    On the straight line between two noises there is less noise than the model knows: half-way its variance is 1/2.
+    """
+    norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    cosine = (a * b).sum(dim=-1, keepdim=True) / (norm_a * norm_b)
+    angle = cosine.clamp(-1, 1).acos()
+    direction = (((1 - share) * angle).sin() * a / norm_a + (share * angle).sin() * b / norm_b) / angle.sin()
+    # Along a very short arc the straight line is as good, and divides by nothing.
+    return torch.where(angle < 1e-3, torch.lerp(a, b, share), direction * torch.lerp(norm_a, norm_b, share))
+
+
+def noise_like(z: Tensor, generators: Generators) -> Tensor:
     """N(0, I) of z's shape, row i from generator i, drawn on the CPU in float32.
 
     So a picture has the same noise on every device, in every precision, and whatever its neighbours in the batch. The
@@ -73,15 +123,15 @@ def noise_like(z: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 @torch.no_grad()
 def ddpm(
-    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
+    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Generators, skip: int | None = None
 ) -> Iterator[Tensor]:
     """Ancestral sampling (DDPM, arXiv 2006.11239, algorithm 2) with the posterior's own variance, eq. 7.
 
     The timesteps 981, 961, …, 21, 1 (for 50), then the clean latent, where no noise is added.
     """
-    timesteps = schedule.timesteps(steps, "leading").tolist()
-    for t, previous in pairwise([*timesteps, -1]):
-        z_0 = schedule.predict_z_0(z, call_model(model, z, t), t)
+    timesteps, _ = leading_levels(schedule, steps)
+    for t, previous in pairwise([*timesteps[skip:], -1]):
+        z_0 = denoise(z, t, *schedule.scales(t, z))
         z, variance = schedule.posterior(z, z_0, t, previous)
         if previous >= 0:
             z = z + variance.sqrt() * noise_like(z, generators)
@@ -90,17 +140,19 @@ def ddpm(
 
 @torch.no_grad()
 def ddim(
-    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
+    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Generators, skip: int | None = None
 ) -> Iterator[Tensor]:
     """DDIM (arXiv 2010.02502, eq. 12 with its σ = 0): predict z_0 and eps, and put them together again with less noise.
 
     The timesteps 981, 961, …, 21, 1 (for 50). The last step goes to timestep 0 and not to the clean latent, as in the
     original code of Stable Diffusion: a trace of noise, 3% of the signal, stays. Draws no noise.
     """
-    for t in schedule.timesteps(steps, "leading").tolist():
+    timesteps, _ = leading_levels(schedule, steps)
+    for t in timesteps[skip:]:
         previous = max(t - schedule.steps // steps, 0)
-        output = call_model(model, z, t)
-        z_0, eps = schedule.predict_z_0(z, output, t), schedule.predict_eps(z, output, t)
+        signal, noise = schedule.scales(t, z)
+        z_0 = denoise(z, t, signal, noise)
+        eps = (z - signal * z_0) / noise
         z = schedule.add_noise(z_0, eps, previous)
         yield z
 
@@ -114,33 +166,33 @@ def ddim(
 
 @torch.no_grad()
 def euler(
-    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
+    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Generators, skip: int | None = None
 ) -> Iterator[Tensor]:
     """Euler's method on the probability flow (arXiv 2206.00364, algorithm 1 without its correction). Draws no noise.
 
     The first x is σ z, as if the last timestep held no signal at all; σ² is 214 there, so little is wrong with that.
     """
-    timesteps, sigmas = linspace_levels(schedule, steps)
-    x = sigmas[0] * z
+    timesteps, sigmas = levels_from(linspace_levels(schedule, steps), skip)
+    x = sigmas[0] * z if skip is None else to_x(z, sigmas[0])
     for t, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
-        z_0 = denoise(model, x, t, sigma, schedule)
+        z_0 = denoise(to_z(x, sigma), t, *scales_at(sigma))
         x = x + (sigma_next - sigma) * (x - z_0) / sigma
         yield to_z(x, sigma_next)
 
 
 @torch.no_grad()
 def euler_a(
-    model: Model, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Sequence[torch.Generator]
+    denoise: Denoise, z: Tensor, schedule: NoiseSchedule, steps: int, generators: Generators, skip: int | None = None
 ) -> Iterator[Tensor]:
     """Euler's method, but each step goes further down than sigma_next, and fresh noise brings it back up.
 
     The split is DDPM's posterior (eq. 7) in these coordinates: its variance is sigma_up² = σ_next² (σ² - σ_next²) / σ²,
     and what remains, sigma_down² = σ_next² - sigma_up², is (σ_next² / σ)².
     """
-    timesteps, sigmas = linspace_levels(schedule, steps)
-    x = sigmas[0] * z
+    timesteps, sigmas = levels_from(linspace_levels(schedule, steps), skip)
+    x = sigmas[0] * z if skip is None else to_x(z, sigmas[0])
     for t, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
-        z_0 = denoise(model, x, t, sigma, schedule)
+        z_0 = denoise(to_z(x, sigma), t, *scales_at(sigma))
         sigma_down = sigma_next**2 / sigma
         sigma_up = (sigma_next**2 - sigma_down**2) ** 0.5
         x = x + (sigma_down - sigma) * (x - z_0) / sigma
@@ -151,11 +203,12 @@ def euler_a(
 
 @torch.no_grad()
 def dpmpp_2m(
-    model: Model,
+    denoise: Denoise,
     z: Tensor,
     schedule: NoiseSchedule,
     steps: int,
-    generators: Sequence[torch.Generator],
+    generators: Generators,
+    skip: int | None = None,
     *,
     karras: bool = False,  # EDM's noise levels instead of evenly spaced timesteps
 ) -> Iterator[Tensor]:
@@ -168,11 +221,12 @@ def dpmpp_2m(
     predictions to the middle of the step, which is h long on the scale of log σ. The first step has no prediction
     before it, and the last (to σ = 0, h infinite) takes its own as it is.
     """
-    timesteps, sigmas = karras_levels(schedule, steps) if karras else open_levels(schedule, steps)
-    x = z * (1 + sigmas[0] ** 2) ** 0.5
+    levels = karras_levels(schedule, steps) if karras else open_levels(schedule, steps)
+    timesteps, sigmas = levels_from(levels, skip)
+    x = to_x(z, sigmas[0])
     z_0_last, h_last = None, 0.0
     for t, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
-        z_0 = middle = denoise(model, x, t, sigma, schedule)
+        z_0 = middle = denoise(to_z(x, sigma), t, *scales_at(sigma))
         h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         if h_last > 0 and sigma_next > 0:  # h_last is 0 where two timesteps were rounded to one, with 1000 steps
             middle = z_0 + h / (2 * h_last) * (z_0 - z_0_last)
@@ -191,18 +245,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 }
 
 
-# ---- One call of the model
-
-
-def call_model(model: Model, z: Tensor, t: int | float) -> Tensor:
-    """The model's output at one timestep for the whole batch."""
-    return model(z, torch.full((len(z),), t, device=z.device))
-
-
-def denoise(model: Model, x: Tensor, t: int | float, sigma: float, schedule: NoiseSchedule) -> Tensor:
-    """The z_0 that the model sees in x = z_0 + sigma eps."""
-    z, signal = to_z(x, sigma), 1 / (1 + sigma**2) ** 0.5
-    return schedule.z_0_at(z, call_model(model, z, t), signal, sigma * signal)
+# ---- The two coordinates
 
 
 def to_z(x: Tensor, sigma: float) -> Tensor:
@@ -210,25 +253,67 @@ def to_z(x: Tensor, sigma: float) -> Tensor:
     return x / (1 + sigma**2) ** 0.5
 
 
+def to_x(z: Tensor, sigma: float) -> Tensor:
+    """And back."""
+    return z * (1 + sigma**2) ** 0.5
+
+
+def scales_at(sigma: float) -> tuple[float, float]:
+    """signal and noise of z_t at a noise level."""
+    signal = 1 / (1 + sigma**2) ** 0.5
+    return signal, sigma * signal
+
+
 # ---- Which noise levels: each gives steps timesteps for the model, and steps + 1 sigmas of which the last is 0
 
+Levels = tuple[list[float], list[float]]
 
-def linspace_levels(schedule: NoiseSchedule, steps: int) -> tuple[list[float], list[float]]:
+
+def leading_levels(schedule: NoiseSchedule, steps: int) -> Levels:
+    """Whole timesteps 981, 961, …, 21, 1 (for 50)."""
+    timesteps = schedule.timesteps(steps, "leading")
+    return timesteps.tolist(), [*schedule.sigmas[timesteps].tolist(), 0.0]
+
+
+def linspace_levels(schedule: NoiseSchedule, steps: int) -> Levels:
     """Timesteps 999, …, 0 with fractions (which the UNet's sinusoids take as they are), sigma interpolated."""
     timesteps = schedule.timesteps(steps, "linspace").numpy()
     return timesteps.tolist(), [*np.interp(timesteps, np.arange(schedule.steps), schedule.sigmas).tolist(), 0.0]
 
 
-def open_levels(schedule: NoiseSchedule, steps: int) -> tuple[list[int], list[float]]:
+def open_levels(schedule: NoiseSchedule, steps: int) -> Levels:
     """Whole timesteps 999, 979, …, 20 (for 50)."""
     timesteps = schedule.timesteps(steps, "linspace_open")
     return timesteps.tolist(), [*schedule.sigmas[timesteps].tolist(), 0.0]
 
 
-def karras_levels(schedule: NoiseSchedule, steps: int) -> tuple[list[int], list[float]]:
+def karras_levels(schedule: NoiseSchedule, steps: int) -> Levels:
     """σ^(1/7) evenly spaced over the schedule's range (EDM eq. 5), and the nearest timestep by log σ."""
     schedule.timesteps(steps)  # refuses a bad number of steps
     table = schedule.sigmas.numpy().astype(np.float64)
     sigmas = np.linspace(table[-1] ** (1 / 7), table[0] ** (1 / 7), steps) ** 7
     timesteps = np.interp(np.log(sigmas), np.log(table), np.arange(schedule.steps)).round().astype(np.int64)
     return timesteps.tolist(), [*sigmas.tolist(), 0.0]
+
+
+LEVELS: dict[str, Callable[[NoiseSchedule, int], Levels]] = {
+    "ddim": leading_levels,
+    "ddpm": leading_levels,
+    "euler": linspace_levels,
+    "euler_a": linspace_levels,
+    "dpmpp_2m": open_levels,
+    "dpmpp_2m_karras": karras_levels,
+}
+
+
+def levels_from(levels: Levels, skip: int | None) -> Levels:
+    """Those of the steps that are left."""
+    timesteps, sigmas = levels
+    return timesteps[skip:], sigmas[skip:]
+
+
+def noised(z_0: Tensor, eps: Tensor, name: str, schedule: NoiseSchedule, steps: int, skip: int) -> Tensor:
+    """z_0 with as much noise as this sampler has left after `skip` steps, to go on from there."""
+    _, sigmas = LEVELS[name](schedule, steps)
+    signal, noise = scales_at(sigmas[skip])
+    return signal * z_0 + noise * eps

@@ -5,8 +5,8 @@ Forward process (DDPM, arXiv 2006.11239, eq. 4), t = 0 nearly clean, t = steps -
     z_t = sqrt(ᾱ_t) z_0 + sqrt(1 - ᾱ_t) eps,     ᾱ_t = Π_{s <= t} (1 - β_s),     eps ~ N(0, I)
 
 ᾱ is `alphas_cumprod`; the two factors are called `signal` and `noise`, here and in sampler.py. Training uses
-`draw_timesteps`, `add_noise` and `target`; sampling uses `timesteps`, `predict_z_0`, `z_0_at`, `predict_eps` and
-`posterior`. Everywhere z is (batch, channels, height, width), and t one int or a LongTensor (batch,).
+`draw_timesteps`, `add_noise` and `target`; sampling uses `timesteps`, `predict_z_0` and `posterior`.
+Everywhere z is (batch, channels, height, width), and t one int or a LongTensor (batch,).
 """
 
 import numpy as np
@@ -78,19 +78,10 @@ class NoiseSchedule:
 
     # ---- Sampling
 
-    def predict_z_0(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
-        """The clean latent that the UNet's output implies: DDPM eq. 15 for eps, arXiv 2202.00512 appendix D for v."""
-        return self.z_0_at(z_t, output, *self.scales(t, z_t))
+    def predict_z_0(self, z_t: Tensor, output: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:
+        """The clean latent that the UNet's output implies (DDPM eq. 15 for eps, arXiv 2202.00512 appendix D for v).
 
-    def predict_eps(self, z_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
-        """The noise that the UNet's output implies; the output itself if that is what it predicts."""
-        if self.prediction == "eps":
-            return output
-        signal, noise = self.scales(t, z_t)
-        return signal * output + noise * z_t
-
-    def z_0_at(self, z_t: Tensor, output: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:
-        """`predict_z_0` at any noise level, between timesteps too: z_t = signal z_0 + noise eps, signal² + noise² = 1.
+        At any noise level, between timesteps too: z_t = signal z_0 + noise eps, signal² + noise² = 1.
 
         For eps, solve that equation for z_0. For v: (z_t, v) is (z_0, eps) turned by the angle atan(noise / signal),
         and this turns it back.

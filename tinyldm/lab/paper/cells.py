@@ -15,7 +15,7 @@ from tinyldm.clip_image import CLIP
 from tinyldm.files import write_atomically
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import save_embeddings
-from tinyldm.images import square
+from tinyldm.images import fitted
 from tinyldm.inversion import add_words, vectors_of
 from tinyldm.lab import TINY
 from tinyldm.lab.measure.judge import Judge, load_judge
@@ -147,7 +147,7 @@ def scored(
         tokenizer,
         words,
         TOKEN,
-        [square(image, model.defaults.size) for image in concept.images()],
+        [fitted(image, model.defaults.size, model.defaults.size) for image in concept.images()],
         list(of_each_kind.values()) if few else concept.prompts,
         reconstruction=concept.reconstruction,
         references=references or {},

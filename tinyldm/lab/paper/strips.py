@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.formats.hashes import file_sha256
-from tinyldm.images import contact_sheet, save_image, square
+from tinyldm.images import contact_sheet, fitted, save_image
 from tinyldm.inversion import add_words
 from tinyldm.lab.measure.questions import STYLE_NOUNS
 from tinyldm.lab.measure.sampling import samples
@@ -45,7 +45,7 @@ def draw_strips(recipes: Sequence[str], concepts: Sequence[Concept], place: Plac
     if not words or (file.exists() and Image.open(file).text.get(DRAWN_FROM) == source):
         return
     count = len(PROMPTS["object"])
-    rows = {"training pictures": [square(image, SIZE) for concept in shown for image in concept.images()[:count]]}
+    rows = {"training pictures": [fitted(image, SIZE, SIZE) for concept in shown for image in concept.images()[:count]]}
     for recipe, files in tqdm(words.items(), desc="strips"):
         rows[recipe] = [image for pair in zip(shown, files, strict=True) for image in pictures_of(*pair, place.weights)]
     save_image(contact_sheet([*rows.values()], labels=[*rows], tile=SIZE), file, {DRAWN_FROM: source})

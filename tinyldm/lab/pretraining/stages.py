@@ -205,7 +205,7 @@ def train_decoder(job: Job) -> bool:
             z_0 = autoencoder.sample(mean.float(), log_variance.float(), batch["eps_0"])
             z_t = batch["signal"] * z_0 + batch["noise"] * batch["eps"]
             v = denoiser(z_t, batch["t"], batch["ids"]).float()
-            return SCHEDULE.z_0_at(z_t, v, batch["signal"], batch["noise"])
+            return SCHEDULE.predict_z_0(z_t, v, batch["signal"], batch["noise"])
 
     def loss_of(batch: Batch) -> dict[str, Tensor]:
         pictures = from_pixels(batch["pixels"])
