@@ -70,6 +70,16 @@ WRONG = {
         ("--sheets file", "File exists: file"),
         ("--samples nowhere/samples.png", "there is no folder 'nowhere'; make it first"),
     ],
+    "tinyldm.lab.gallery": [
+        ("--only everything", "invalid choice: 'everything'"),
+        ("--weights nowhere", "no checkpoint at nowhere"),
+        ("--out file", "File exists: file"),
+    ],
+    "tinyldm.lab.figures": [
+        ("--only everything", "invalid choice: 'everything'"),
+        ("--weights nowhere", "no checkpoint at nowhere"),
+        ("--out file", "File exists: file"),
+    ],
     "tinyldm.lab.measure.zero_shot": [
         ("--weights nowhere", "nowhere/clip.safetensors can't be read"),
         ("--pictures 0", f"'0', {PICTURES} 500"),

@@ -105,6 +105,18 @@ def test_the_commands_for_words_of_other_tools_run_one_after_the_other(run, caps
     assert outcome.status == 0 and outcome.err == ""  # no warning that no prompt uses the word
 
 
+def test_the_commands_that_change_and_look_into_pictures_run_one_after_the_other(run, tmp_path):
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "outputs" / "S").mkdir(parents=True)
+    save_embeddings(tmp_path / "outputs" / "S" / "embedding.safetensors", {"S*": torch.full((1, 128), 0.01)})
+    new = {"--init-image", "--attention", "--interpolate"}
+    asked = [words for words in commands("sample.py", public=False) if new & {*words}]
+    assert {option for words in asked for option in words if option in new} == new
+    for words in asked:
+        outcome = run(*words[1:], "--steps", 2)
+        assert outcome.status == 0 and outcome.err == ""
+
+
 def test_the_lab_commands_run(run, tmp_path):
     lab = [words for words in COMMANDS if words[1] == "-m" and words[2].startswith("tinyldm.lab.")]
     (count,) = [words for words in lab if words[2].endswith("world")]
@@ -145,7 +157,7 @@ def test_the_file_guide_is_complete_and_its_lengths_are_right():
 def test_no_file_of_the_method_needs_one_that_comes_after_it():
     order = [name for name in re.findall(r"^\| `tinyldm/(\w+)\.py`", README, re.MULTILINE)]
     method = order[: order.index("run")]
-    assert len(method) == 10
+    assert len(method) == 11
     for i, name in enumerate(method):
         imported = set(re.findall(r"^from tinyldm\.(\w+)", (ROOT / "tinyldm" / f"{name}.py").read_text(), re.MULTILINE))
         assert imported <= {*method[:i], "files"}, name
@@ -171,7 +183,7 @@ def test_every_picture_exists():
 @pytest.mark.parametrize("script", [train, sample])
 def test_scripts_docstrings_hold_only_options_that_exist(script):
     commands = [shlex.split(line) for line in re.findall(r"^ {4}python \w+\.py (.+)$", script.__doc__, re.MULTILINE)]
-    assert len(commands) == 3
+    assert len(commands) >= 3
     for words in commands:
         script.parse_options(words)  # raises for an option that does not exist, or a value that it can't have
     with pytest.raises(InputError, match="unrecognized arguments: --nonsense"):
