@@ -99,8 +99,8 @@ def main(arguments: list[str]) -> int:
             images.append(image)
     if images:
         rows = [slice(i, i + options.num) for i in range(0, len(images), options.num)]
-        labels = [wanted[row][0].prompt for row in rows]
-        save_image(contact_sheet([images[row] for row in rows], labels=labels), options.out / "sheet.png")
+        sheet = contact_sheet([images[row] for row in rows], labels=prompts[: len(rows)])
+        save_image(sheet, options.out / "sheet.png")
     if len(images) < len(wanted):
         print(f"stopped: {len(images)} of {len(wanted)} pictures are in {options.out}")
         return stopping()
