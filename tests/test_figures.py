@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tinyldm.inversion import vectors_of
+from tinyldm.lab.figures import drawn
 from tinyldm.lab.figures.__main__ import FIGURES
 from tinyldm.lab.figures.drawn import in_grey, predicted
 from tinyldm.lab.figures.subject import KEPT, Subject
@@ -21,7 +22,8 @@ def kept(tmp_path, tiny):
     return tmp_path / "f"
 
 
-def test_the_command_draws_every_figure(run, kept, quick):
+def test_the_command_draws_every_figure(run, kept, quick, monkeypatch):
+    monkeypatch.setattr(drawn, "STEPS", 3)
     fast = [name for name in FIGURES if name != "loss"]
     outcome = run("tinyldm.lab.figures", "--out", kept, "--weights", quick, "--only", *fast)
     assert outcome.status == 0, outcome.err

@@ -41,7 +41,7 @@ def learned(tmp_path, tiny):
 
 
 def test_the_command_makes_a_page_with_a_sheet_for_each_application(run, learned, quick):
-    some = ["editing", "limits"]
+    some = ["composition", "editing", "limits"]
     outcome = run("tinyldm.lab.gallery", "--out", learned, "--weights", quick, "--only", *some)
     assert outcome.status == 0, outcome.err
     page = (learned / "README.md").read_text()

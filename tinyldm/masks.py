@@ -23,7 +23,7 @@ def read_source(
     factor: int,  # pixels a side of a cell of the latent
 ) -> Source:
     """Raises InputError as read_image does, and for a mask of another size or without white."""
-    image, white = read_image(file), None
+    image = read_image(file)
     if mask:
         white = read_image(mask)
         if white.size != image.size:

@@ -1,6 +1,6 @@
 """The pictures of docs/method.md: what each part of the method does, drawn by the parts themselves.
 
-    python -m tinyldm.lab.figures                          all of them: about two minutes on two cores
+    python -m tinyldm.lab.figures                          all of them: about a minute on two cores
     python -m tinyldm.lab.figures --only guidance loss     these
 
 The first run learns a word with train.py and keeps it beside the pictures. Plots need matplotlib, the extra `plot`.

@@ -1,6 +1,6 @@
 """What a learned word is good for: section 4 of the paper (arXiv 2208.01618) and its limits, each with its picture.
 
-    python -m tinyldm.lab.gallery                                     all of it: about ten minutes on two cores
+    python -m tinyldm.lab.gallery                                     all of it: less than ten minutes on two cores
     python -m tinyldm.lab.gallery --only editing --out outputs/gallery
 
 Learns the words from examples/ with train.py and writes a page with its sheets. Words that are there already are not
