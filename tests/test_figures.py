@@ -4,45 +4,48 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
+from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.inversion import vectors_of
-from tinyldm.lab.figures import drawn
+from tinyldm.lab.figures import drawn, subject
 from tinyldm.lab.figures.__main__ import FIGURES
 from tinyldm.lab.figures.drawn import in_grey, predicted
-from tinyldm.lab.figures.subject import KEPT, Subject
+from tinyldm.lab.figures.subject import Subject
 
 
 @pytest.fixture
-def kept(tmp_path, tiny):
-    """A folder with a word's way from "thing" to "star"."""
+def learned(tiny, monkeypatch):
+    """A word that takes no time to learn: it goes from "thing" to "star"."""
     start, end = (vectors_of(tiny, word) for word in ("thing", "star"))
-    (tmp_path / "f").mkdir()
-    save_file({str(step): torch.lerp(start, end, step / 10) for step in (0, 5, 10)}, tmp_path / "f" / KEPT)
-    return tmp_path / "f"
+
+    def learn(training, folder, out, *options):
+        for step in (5, 10):
+            save_embeddings(out / f"embedding-{step:06d}.safetensors", {"S*": torch.lerp(start, end, step / 10)})
+
+    monkeypatch.setattr(subject, "learn", learn)
 
 
-def test_the_command_draws_every_figure(run, kept, quick, monkeypatch):
+def test_the_command_draws_every_figure(run, learned, tmp_path, quick, monkeypatch):
     monkeypatch.setattr(drawn, "STEPS", 3)
     fast = [name for name in FIGURES if name != "loss"]
-    outcome = run("tinyldm.lab.figures", "--out", kept, "--weights", quick, "--only", *fast)
+    outcome = run("tinyldm.lab.figures", "--out", tmp_path / "f", "--weights", quick, "--only", *fast)
     assert outcome.status == 0, outcome.err
-    assert sorted(file.stem for file in kept.glob("*.png")) == sorted(fast)
-    for file in kept.glob("*.png"):
+    assert sorted(file.stem for file in (tmp_path / "f").glob("*.png")) == sorted(fast)
+    for file in (tmp_path / "f").glob("*.png"):
         assert np.asarray(Image.open(file).convert("RGB")).std() > 10, file
 
 
-def test_the_way_is_in_the_order_of_the_steps_and_its_end_is_the_word(kept, quick, tiny):
-    subject = Subject.learned(quick, kept)
-    assert [*subject.way] == [0, 5, 10]
-    assert torch.equal(subject.words["S*"], vectors_of(tiny, "star"))
-    assert subject.plainly == "a teal and white striped circle" and subject.pictures.shape == (5, 3, 64, 64)
+def test_the_way_is_in_the_order_of_the_steps_and_its_end_is_the_word(learned, quick, tiny):
+    about = Subject.learned(quick)
+    assert [*about.way] == [0, 5, 10]
+    assert torch.equal(about.words["S*"], vectors_of(tiny, "star"))
+    assert about.plainly == "a teal and white striped circle" and about.pictures.shape == (5, 3, 64, 64)
 
 
-def test_with_hardly_any_noise_the_picture_itself_is_seen(kept, quick):
-    subject = Subject.learned(quick, kept)
-    z_0 = subject.model.encode(subject.pictures[:1])[0]
-    seen = predicted(subject, subject.model.schedule.add_noise(z_0, torch.randn_like(z_0), 1), 1, "a photo of S*")
+def test_with_hardly_any_noise_the_picture_itself_is_seen(learned, quick):
+    about = Subject.learned(quick)
+    z_0 = about.model.encode(about.pictures[:1])[0]
+    seen = predicted(about, about.model.schedule.add_noise(z_0, torch.randn_like(z_0), 1), 1, "a photo of S*")
     assert (seen - z_0).abs().mean() < 0.1
 
 

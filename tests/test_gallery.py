@@ -13,6 +13,7 @@ import sample
 import train
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.inversion import vectors_of
+from tinyldm.lab.gallery import words
 from tinyldm.lab.gallery.applications import (
     All,
     ShowsColours,
@@ -32,11 +33,11 @@ from tinyldm.lab.world.things import Picture, Thing
 
 
 @pytest.fixture
-def learned(tmp_path, tiny):
-    """A gallery's folder with a word for each lesson, none of which is learned."""
-    for lesson in LESSONS:
-        (tmp_path / "g" / "words").mkdir(parents=True, exist_ok=True)
-        save_embeddings(lesson.file(tmp_path / "g"), {lesson.token: vectors_of(tiny, "heart")})
+def learned(tmp_path, tiny, monkeypatch):
+    """Words that take no time to learn: all are a heart."""
+    file = tmp_path / "heart.safetensors"
+    save_embeddings(file, {"S*": vectors_of(tiny, "heart")})
+    monkeypatch.setattr(words, "learn", lambda *_: file)
     return tmp_path / "g"
 
 
@@ -56,15 +57,15 @@ def test_the_command_makes_a_page_with_a_sheet_for_each_application(run, learned
 def test_every_command_of_the_page_is_one_that_the_scripts_take(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for lesson in LESSONS:
-        words = shlex.split(lesson.command(tmp_path / "docs"))
-        assert words[:2] == ["python", "train.py"]
-        options = train.parse_options(words[2:])
+        typed = shlex.split(lesson.command(tmp_path / "docs"))
+        assert typed[:2] == ["python", "train.py"]
+        options = train.parse_options(typed[2:])
         assert options.token == lesson.token and ((ROOT / options.images).is_dir() or lesson == BALLOON)
     for application in APPLICATIONS:
         *_, draw_it = application.commands(tmp_path / "docs")
-        words = shlex.split(draw_it)
-        assert words[:2] == ["python", "sample.py"]
-        assert application.lessons[0].token in sample.parse_options(words[2:]).prompt[0]
+        typed = shlex.split(draw_it)
+        assert typed[:2] == ["python", "sample.py"]
+        assert application.lessons[0].token in sample.parse_options(typed[2:]).prompt[0]
 
 
 def test_every_word_of_a_prompt_is_one_of_its_applications_words():

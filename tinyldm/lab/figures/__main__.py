@@ -3,7 +3,7 @@
     python -m tinyldm.lab.figures                          all of them: about a minute on two cores
     python -m tinyldm.lab.figures --only guidance loss     these
 
-The first run learns a word with train.py and keeps it beside the pictures. Plots need matplotlib, the extra `plot`.
+It learns a word with train.py first. The plots need matplotlib, the extra `plot`.
 """
 
 from argparse import Namespace
@@ -11,6 +11,7 @@ from argparse import Namespace
 from tqdm import tqdm
 
 from tinyldm import cli
+from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.lab import ROOT, TINY
 from tinyldm.lab.figures.drawn import attention, guidance, latents, noise, samplers
 from tinyldm.lab.figures.plotted import loss, path, tokens
@@ -23,7 +24,9 @@ FIGURES = {figure.__name__: figure for figure in (tokens, latents, noise, loss, 
 def main(arguments: list[str]) -> None:
     options = parse_options(arguments)
     new_figure(1, 1)  # without matplotlib it ends now
-    subject = Subject.learned(options.weights, options.out)
+    load_checkpoint(options.weights)  # if it is not there, nothing is made
+    options.out.mkdir(parents=True, exist_ok=True)
+    subject = Subject.learned(options.weights)
     for name in tqdm(options.only, desc="figures"):
         FIGURES[name](subject, options.out / f"{name}.png")
     print(f"written: {cli.printable(options.out)}")

@@ -3,22 +3,19 @@
     python -m tinyldm.lab.gallery                                     all of it: less than ten minutes on two cores
     python -m tinyldm.lab.gallery --only editing --out outputs/gallery
 
-Learns the words from examples/ with train.py and writes a page with its sheets. Words that are there already are not
-learned again.
+Learns the words from examples/ with train.py, and writes a page with its sheets.
 """
 
 from argparse import Namespace
 from pathlib import Path
 
 from tinyldm import cli
-from tinyldm.formats import embeddings
 from tinyldm.formats.checkpoint import load_checkpoint
-from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.inversion import add_words
 from tinyldm.lab import TINY
 from tinyldm.lab.gallery.applications import Studio
 from tinyldm.lab.gallery.page import APPLICATIONS, write_page
-from tinyldm.lab.gallery.words import CIRCLE, HEART, LESSONS, learn_words, merged, merging
+from tinyldm.lab.gallery.words import CIRCLE, HEART, LESSONS, learn_words, merge
 from tinyldm.lab.measure.judge import load_judge
 from tinyldm.lab.measure.learning import Training
 
@@ -30,10 +27,7 @@ def main(arguments: list[str]) -> None:
     model, judge = load_checkpoint(options.weights), load_judge()
     options.out.mkdir(parents=True, exist_ok=True)
     words = learn_words(Training(options.weights), LESSONS, options.out)
-    pair = merged((HEART, CIRCLE), options.out)
-    if not pair.exists():
-        embeddings.main(merging((HEART, CIRCLE), options.out))
-    words |= load_embeddings(pair)
+    words |= merge((HEART, CIRCLE), options.out)
     add_words(model, words)
     studio = Studio(model, words, judge, options.out)
     shown = {}

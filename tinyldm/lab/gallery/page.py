@@ -42,7 +42,7 @@ class Application(NamedTuple):
         """What a user types to see such pictures."""
         files, before = [str(lesson.file(out)) for lesson in self.lessons], []
         if len(files) > 1:
-            before = [cli.command("python", "-m", "tinyldm.formats.embeddings", *merging(self.lessons, out))]
+            before = [merging(self.lessons, out)]
             files = [str(merged(self.lessons, out))]
         options = [out / option if option in (PICTURE, MASK) else option for option in self.options]
         draw = cli.command("python", "sample.py", "--prompt", self.prompt, "--embedding", *files, *options)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinyldm import cli
-from tinyldm.formats.embeddings import load_embeddings, save_embeddings
+from tinyldm.formats.embeddings import convert, load_embeddings, save_embeddings
 from tinyldm.lab import ROOT
 from tinyldm.lab.measure.learning import UNSEEN, Training, in_parallel, learn
 from tinyldm.lab.world.distribution import BIASED, EXAMPLE_SIZE, EXAMPLES
@@ -67,20 +67,18 @@ def balanced_balloons() -> list[Image.Image]:
 
 
 def learn_words(training: Training, lessons: Iterable[Lesson], out: Path) -> dict[str, Tensor]:
-    """{token: vectors} of all lessons, kept in out/words; one that is there already is not learned again."""
-    (out / BALLOONS).mkdir(parents=True, exist_ok=True)
+    """{token: vectors} of all lessons; each is written into out/words."""
+    for folder in (out / BALLOONS, out / "words"):
+        folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(balanced_balloons()):
         image.save(out / BALLOONS / f"{i}.png")
 
     def learned(lesson: Lesson) -> dict[str, Tensor]:
-        file = lesson.file(out)
-        if not file.exists():
-            folder = out / lesson.pictures if lesson.pictures == BALLOONS else lesson.pictures
-            with tempfile.TemporaryDirectory() as run:
-                (vectors,) = load_embeddings(learn(training, folder, Path(run), *lesson.options(), *UNSEEN)).values()
-            file.parent.mkdir(exist_ok=True)
-            save_embeddings(file, {lesson.token: vectors})
-        return load_embeddings(file)
+        folder = out / lesson.pictures if lesson.pictures == BALLOONS else lesson.pictures
+        with tempfile.TemporaryDirectory() as run:
+            (vectors,) = load_embeddings(learn(training, folder, Path(run), *lesson.options(), *UNSEEN)).values()
+        save_embeddings(lesson.file(out), {lesson.token: vectors})
+        return {lesson.token: vectors}
 
     words: dict[str, Tensor] = {}
     for found in in_parallel(learned, lessons, "words"):
@@ -93,6 +91,14 @@ def merged(lessons: Sequence[Lesson], out: Path) -> Path:
     return out / "words" / f"{'-and-'.join(lesson.pictures.name for lesson in lessons)}.safetensors"
 
 
-def merging(lessons: Sequence[Lesson], out: Path) -> list[str]:
-    """What is typed behind `python -m tinyldm.formats.embeddings` to make that file."""
-    return [*(str(lesson.file(out)) for lesson in lessons), "--to", "diffusers", "--out", str(merged(lessons, out))]
+def merge(lessons: Sequence[Lesson], out: Path) -> dict[str, Tensor]:
+    """Write that file, and read it."""
+    convert([str(lesson.file(out)) for lesson in lessons], "diffusers", merged(lessons, out))
+    return load_embeddings(merged(lessons, out))
+
+
+def merging(lessons: Sequence[Lesson], out: Path) -> str:
+    """What a user types for that."""
+    files = [lesson.file(out) for lesson in lessons]
+    options = ["--to", "diffusers", "--out", merged(lessons, out)]
+    return cli.command("python", "-m", "tinyldm.formats.embeddings", *files, *options)
