@@ -92,7 +92,9 @@ class LatentDiffusion:
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "LatentDiffusion":
         """Move the three networks, freeze them, and put them in eval mode; nothing here ever trains them."""
         for network in self.networks():
-            network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+            # Convolutions, and attention between them, need not move their maps about if channels stand last in memory.
+            network.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+            network.eval().requires_grad_(False)
         return self
 
     @property
@@ -127,12 +129,15 @@ class LatentDiffusion:
 
         words: the vectors of every word that was added with inversion.add_words.
         """
+        # A step's captions are drawn from a few templates: each is read once.
+        distinct = list(dict.fromkeys(prompts))
         # The text encoder reads all vectors as rows of one table, in the order of the placeholders' ids. Words that the
         # checkpoint came with are rows of its own table.
         added = [word for word, ids in self.tokenizer.placeholders.items() if ids[0] >= len(self.text_encoder.table)]
         rows = [words[word] for word in added] if words else []
         vectors = torch.cat(rows).to(self.device) if rows else None
-        return self.text_encoder(self.tokenizer(prompts).to(self.device), vectors)
+        contexts = self.text_encoder(self.tokenizer(distinct).to(self.device), vectors)
+        return contexts[[distinct.index(prompt) for prompt in prompts]]
 
     def predict(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The UNet's answer, eps or v, in float32, whatever the precision of the weights.

@@ -12,6 +12,7 @@ The names are those of the original checkpoints (`model.diffusion_model.` + thes
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,9 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(c_in, 2 * c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        # Two products, not one that is cut in two: the halves lie apart, and their gradients need not be put together.
+        weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
+        value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         return value * F.gelu(gate)
 
 
@@ -153,25 +156,21 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int):
         super().__init__()
-        self.linear = config.linear_projections
         self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        project = nn.Linear if config.linear_projections else partial(nn.Conv2d, kernel_size=1)
+        self.proj_in = project(channels, channels)
         block = BasicTransformerBlock(channels, config.context_width, config.heads_for(channels))
         self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = project(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        # A 1x1 convolution is a linear layer on every pixel, so 1.x and 2.x differ only in which side of the
-        # rearrangement their projections stand.
-        h = self.norm(x)
-        h = h if self.linear else self.proj_in(h)
-        h = rearrange(h, "b c h w -> b (h w) c")
-        h = self.proj_in(h) if self.linear else h
+        # A 1x1 convolution is a linear layer on every pixel: 1.x and 2.x differ in the shape of their weights alone.
+        h = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        h = F.linear(h, self.proj_in.weight.flatten(1), self.proj_in.bias)
         for block in self.transformer_blocks:
             h = block(h, context)
-        h = self.proj_out(h) if self.linear else h
-        h = rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
-        return x + (h if self.linear else self.proj_out(h))
+        h = F.linear(h, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class Downsample(nn.Module):
