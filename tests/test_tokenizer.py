@@ -5,13 +5,15 @@ import os
 import random
 import unicodedata
 import warnings
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
 
 from tinyldm import InputError
 from tinyldm.formats.merges import read_merges, write_merges
-from tinyldm.tokenizer import Tokenizer, clean, learn_merges
+from tinyldm.tokenizer import SPLIT, Tokenizer, clean, learn_merges, merge, word_symbols
 
 CAPTIONS = [
     "a photo of a red circle on a blue background",
@@ -300,6 +302,17 @@ def test_learning_stops_at_the_count_and_a_longer_run_begins_the_same():
 def test_learning_joins_the_most_frequent_pair_and_breaks_ties_by_order():
     # h-e occurs three times; after it he-n</w> twice; then a-t</w> and he-m</w> tie at one and "a" sorts first.
     assert learn_merges(["hen hen hem at"], 10) == [("h", "e"), ("he", "n</w>"), ("a", "t</w>"), ("he", "m</w>")]
+
+
+def test_learning_counts_as_if_all_words_were_counted_anew_after_each_merge():
+    words = Counter(word for caption in [*CAPTIONS, "aaaa banana aaa"] for word in SPLIT.findall(clean(caption)))
+    symbols = {word: word_symbols(word) for word in words}
+    expected = []
+    while any(len(parts) > 1 for parts in symbols.values()):
+        pairs = Counter(pair for word, times in words.items() for pair in times * [*pairwise(symbols[word])])
+        expected.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        symbols = {word: merge(parts, expected[-1]) for word, parts in symbols.items()}
+    assert learn_merges([*CAPTIONS, "aaaa banana aaa"], 10_000) == expected
 
 
 def test_learning_does_not_depend_on_the_order_of_the_captions():

@@ -17,7 +17,7 @@ vocabulary's end.
 import html
 import shlex
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -83,19 +83,27 @@ def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
     in any order give the same merges.
     """
     words = Counter(word for caption in captions for word in SPLIT.findall(clean(caption)) if word not in (START, END))
-    unfinished = [(word_symbols(word), times) for word, times in words.items()]
+    symbols = {word: word_symbols(word) for word in words}
+    pairs: Counter[tuple[str, str]] = Counter()  # how often each stands in the captions,
+    holders: defaultdict[tuple[str, str], set[str]] = defaultdict(set)  # and the words that it has stood in
+
+    def add(word: str, times: int) -> None:
+        for pair in pairwise(symbols[word]):
+            holders[pair].add(word)
+            pairs[pair] += times
+            if not pairs[pair]:
+                del pairs[pair]
+
+    for word, times in words.items():
+        add(word, times)
     merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        unfinished = [(symbols, times) for symbols, times in unfinished if len(symbols) > 1]
-        pairs: Counter[tuple[str, str]] = Counter()
-        for symbols, times in unfinished:
-            for pair in pairwise(symbols):
-                pairs[pair] += times
-        if not pairs:
-            break
+    while pairs and len(merges) < count:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        unfinished = [(merge(symbols, best), times) for symbols, times in unfinished]
+        for word in holders.pop(best):
+            add(word, -words[word])
+            symbols[word] = merge(symbols[word], best)
+            add(word, words[word])
     return merges
 
 
