@@ -137,7 +137,7 @@ class LatentDiffusion:
         rows = [words[word] for word in added] if words else []
         vectors = torch.cat(rows).to(self.device) if rows else None
         contexts = self.text_encoder(self.tokenizer(distinct).to(self.device), vectors)
-        return contexts[[distinct.index(prompt) for prompt in prompts]]
+        return contexts[torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)]
 
     def predict(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The UNet's answer, eps or v, in float32, whatever the precision of the weights.

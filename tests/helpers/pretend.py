@@ -1,0 +1,92 @@
+"""A pretend device: its tensors say that they lie elsewhere, on "meta", and hold their numbers on the CPU.
+
+    with PretendDevice() as device:
+        model.to("meta")
+        ...
+    assert device.waits == 0
+
+As on a GPU, no operation may take tensors from both sides, but for copies and for CPU tensors of a single number. It
+counts how often numbers come back to the host, for which a GPU would be waited for.
+"""
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+THERE = torch.device("meta")
+COPIES = (aten._to_copy.default, aten.copy_.default)
+
+
+class PretendTensor(Tensor):
+    held: Tensor  # on the CPU
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "PretendTensor":
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        tensor = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device=THERE, **layout)
+        tensor.held = held
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):
+        raise RuntimeError(f"{function}: a tensor of the pretend device is used outside of it")
+
+    def __repr__(self) -> str:
+        return f"PretendTensor({self.held})"
+
+
+class OfNumbers(TorchFunctionMode):
+    """Lists of numbers become tensors here, which are copied there, and the other way round; for "meta" and tensors of
+    strange classes PyTorch leaves that out."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = dict(keywords or {})
+        device = keywords.pop("device", None) if function is torch.tensor else None
+        if function is Tensor.tolist:
+            return arguments[0].cpu().tolist()
+        result = function(*arguments, **keywords)
+        return result if device is None else result.to(device)
+
+
+class PretendDevice(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.of_numbers = OfNumbers()
+        self.waits = 0  # how often numbers were brought to the host
+
+    def __enter__(self) -> "PretendDevice":
+        self.of_numbers.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.of_numbers.__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        keywords = dict(keywords or {})
+        tensors = [x for x in tree_leaves((arguments, keywords)) if isinstance(x, Tensor)]
+        there = [x for x in tensors if isinstance(x, PretendTensor)]
+        here = [x for x in tensors if x.device.type == "cpu" and x.dim() > 0]
+        if there and here and function not in COPIES:
+            raise RuntimeError(f"{function}: tensors of {[*here[0].shape]} on the CPU, {[*there[0].shape]} elsewhere")
+        target = keywords.get("device") or (THERE if there else None)
+        goes_there = target == THERE
+        if goes_there or there:
+            keywords |= {"device": "cpu"} if "device" in keywords else {}
+        held_arguments, held_keywords = tree_map(
+            lambda x: x.held if isinstance(x, PretendTensor) else x, (arguments, keywords)
+        )
+        result = function(*held_arguments, **held_keywords)
+        if function is aten.copy_.default:
+            goes_there = isinstance(arguments[0], PretendTensor)
+        if (there and not goes_there) or function is aten._local_scalar_dense.default:
+            self.waits += bool(there)
+        if not goes_there:
+            return result
+        changed = {id(x.held): x for x in there}  # in place: the same tensor comes back
+        return tree_map(
+            lambda x: changed[id(x)] if id(x) in changed else PretendTensor(x) if isinstance(x, Tensor) else x, result
+        )
