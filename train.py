@@ -27,7 +27,7 @@ from tinyldm.files import check_unused, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import advice_for_diffusers, listed, load_embeddings, split_word
 from tinyldm.images import read_images, to_tensor
-from tinyldm.inversion import TEMPLATES, Batch, Pictures, read_templates, templates_for, vectors_of
+from tinyldm.inversion import TEMPLATES, Batch, Pictures, known_norm, read_templates, templates_for, vectors_of
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion, Learning
 from tinyldm.recipes import RECIPES, Lesson, composed
 from tinyldm.run import PREVIEWS, Run
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
     vectors = word.vectors = recipe.start(lesson).requires_grad_()
     lr = options.lr * recipe.lr
-    optimizer = recipe.optimizer(vectors, model.text_encoder.table, lr)  # which may bring them to another length
+    optimizer = recipe.optimizer(vectors, known_norm(model), lr)  # which may bring them to another length
     first = vectors.detach().clone()
     run = Run(options, weights_sha256, images, pictures.captions, word, optimizer, recipe.stop(lesson, options.steps))
     run.resume() if options.resume else run.start(images)

@@ -15,6 +15,7 @@ from tinyldm.formats import embeddings
 from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings, split_word
 from tinyldm.formats.merges import write_merges
+from tinyldm.inversion import known_norm
 from tinyldm.tokenizer import SYMBOL_OF_BYTE
 
 # ---- Saving and loading
@@ -311,8 +312,7 @@ def test_description_beside_the_words_of_a_checkpoint(command, tiny):
     status, printed, _ = command("e.safetensors", "--weights", WEIGHTS)
     assert status == 0
     _, first, second = printed.splitlines()
-    median = table.norm(dim=1).median()
-    assert f"norm {3 * star.norm():.3f} (vocabulary's median {median:.3f}), nearest star 1.00, " in first
+    assert f"norm {3 * star.norm():.3f} (known words' median {known_norm(tiny):.3f}), nearest star 1.00, " in first
     assert "nearest lemon " in second and second.count(",") == 5
 
     save_embeddings("wide.safetensors", {"S*": torch.ones(1, 768)})

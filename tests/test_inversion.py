@@ -18,9 +18,11 @@ from tinyldm.inversion import (
     draw_independently,
     draw_pairs,
     draw_spread_out,
+    known_norm,
     read_templates,
     templates_for,
     vectors_of,
+    whole_words,
 )
 from tinyldm.latent_diffusion import Defaults
 from tinyldm.schedule import NoiseSchedule
@@ -58,6 +60,23 @@ def test_more_vectors_than_a_prompt_has_room_for_are_refused_before_they_are_mad
     assert len(vectors_of(tiny, "heart", room)) == room
     with pytest.raises(InputError, match=f"which has room for {room}; try fewer --vectors"):
         vectors_of(tiny, "heart", 10**12)
+
+
+def test_only_whole_words_are_looked_at(tiny):
+    words = [tiny.tokenizer.decode([i]) for i in whole_words(tiny).tolist()]
+    assert {"red", "star", "raindrop"} <= set(words) and all(word.isalpha() and len(word) > 1 for word in words)
+    assert all(len(tiny.tokenizer.encode(word)) == 1 for word in words)
+
+
+def test_known_words_are_longer_than_the_pieces_of_words_that_the_model_never_read(tiny):
+    norms, words = tiny.text_encoder.table.norm(dim=1), tiny.tokenizer.encode("a photo of a red star thing painting")
+    assert 0.7 < known_norm(tiny) / norms[words].mean() < 1
+    assert known_norm(tiny) > 4 * norms.median()
+
+
+def test_of_a_vocabulary_without_whole_words_all_rows_count(tiny):
+    tiny.tokenizer.symbols = [symbol.upper() for symbol in tiny.tokenizer.symbols]
+    assert known_norm(tiny) == pytest.approx(tiny.text_encoder.table.norm(dim=1).median().item())
 
 
 def test_the_new_rows_gradient_is_that_of_the_whole_table_under_a_mask(tiny):

@@ -1,7 +1,6 @@
 """The figures of learned words, of samples whose truth is known."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 
 from tinyldm.formats.embeddings import save_embeddings
+from tinyldm.inversion import known_norm
 from tinyldm.lab.measure import __main__ as command
 from tinyldm.lab.measure import sampling, words
 from tinyldm.lab.measure.questions import OBJECTS, TUNING_OBJECTS, true_pictures
@@ -78,10 +78,9 @@ def test_examples_are_reported_with_their_time(run, tmp_path, hearts, learned, m
     assert Image.open(tmp_path / "examples.png").width > 64
 
 
-def test_the_norm_is_relative_to_that_of_known_words():
-    table = torch.tensor([[3.0, 4.0], [0.0, 5.0], [1.0, 0.0]])
-    model = SimpleNamespace(text_encoder=SimpleNamespace(table=table))
-    assert words.relative_norm(model, torch.tensor([[0.0, 10.0], [20.0, 0.0]])) == pytest.approx(3.0)
+def test_the_norm_is_relative_to_that_of_known_words(tiny):
+    vectors = torch.nn.functional.normalize(torch.ones(2, 128)) * torch.tensor([[10.0], [20.0]])
+    assert words.relative_norm(tiny, vectors) == pytest.approx(15 / known_norm(tiny))
 
 
 def test_the_interval_is_that_of_the_mean_and_narrows_with_more_words():

@@ -25,7 +25,7 @@ from tinyldm.files import read_lines
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
 from tinyldm.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
-from tinyldm.tokenizer import ALPHABET
+from tinyldm.tokenizer import ALPHABET, WORD_END
 
 TEMPLATES = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
 
@@ -62,6 +62,23 @@ def known_ids(model: LatentDiffusion, phrase: str) -> list[int]:
         if any(i < len(ALPHABET) for i in model.tokenizer.encode(word)):
             raise InputError(f'the init "{word}" is no word this checkpoint knows; expected known words; try "circle"')
     return ids
+
+
+def whole_words(model: LatentDiffusion) -> Tensor:
+    """The ids of the vocabulary's words of letters, two at least."""
+    words = re.compile(rf"[a-z]{{2,}}{re.escape(WORD_END)}")
+    ids = [i for i, symbol in enumerate(model.tokenizer.symbols) if words.fullmatch(symbol)]
+    return torch.tensor(ids, device=model.device)
+
+
+def known_norm(model: LatentDiffusion) -> float:
+    """How long the vectors of known words are: the median norm of the vocabulary's whole words.
+
+    Not of all its rows: bytes and pieces of words are rows, too. Those of the tiny checkpoint were never read in
+    training; they are a fifth as long.
+    """
+    table, words = model.text_encoder.table, whole_words(model)
+    return (table[words] if len(words) else table).float().norm(dim=1).median().item()
 
 
 def add_words(model: LatentDiffusion, words: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,6 @@ changes one thing of it, by one small function or class below. Names are compose
 fall besides.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +27,10 @@ from tinyldm.inversion import (
     draw_independently,
     draw_pairs,
     draw_spread_out,
+    whole_words,
 )
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.schedule import NoiseSchedule
-from tinyldm.tokenizer import WORD_END
 
 LossOf = Callable[[Batch, dict[str, Tensor]], Tensor]  # train.py's inversion_loss with the frozen model
 
@@ -163,13 +162,6 @@ def best_words(lesson: Lesson) -> Tensor:
     return word.vectors
 
 
-def whole_words(model: LatentDiffusion) -> Tensor:
-    """The ids of the vocabulary's words of letters, two at least."""
-    words = re.compile(rf"[a-z]{{2,}}{re.escape(WORD_END)}")
-    ids = [i for i, symbol in enumerate(model.tokenizer.symbols) if words.fullmatch(symbol)]
-    return torch.tensor(ids, device=model.device)
-
-
 # ---- How the rate goes on. The share of the steps that is done -> the factor of --lr.
 
 
@@ -182,15 +174,15 @@ def falling(done: float) -> float:
     return 1 - done
 
 
-# ---- How the vectors move
+# ---- How the vectors move, (vectors, width). norm: the length of known words, see inversion.known_norm.
 
 
-def adamw(vectors: Tensor, table: Tensor, lr: float) -> torch.optim.Optimizer:
+def adamw(vectors: Tensor, norm: float, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW([vectors], lr=lr, weight_decay=0)
 
 
 class OnSphere(torch.optim.Optimizer):
-    """Riemannian SGD: the vectors keep the mean norm of the vocabulary's, and only their directions learn.
+    """Riemannian SGD: the vectors are as long as known words, and only their directions learn.
 
     A prior pulls the directions towards those they start with (Directional Textual Inversion, arXiv 2512.13672). As in
     its code, the gradient along the sphere is brought to length 1, so `lr` is a step in radians.
@@ -199,8 +191,8 @@ class OnSphere(torch.optim.Optimizer):
     KAPPA = 1e-4  # of the von Mises-Fisher prior
     LR = 4  # times the rate: 0.01 times a batch of 4
 
-    def __init__(self, vectors: Tensor, table: Tensor, lr: float):
-        self.norm = table.float().norm(dim=1).mean()
+    def __init__(self, vectors: Tensor, norm: float, lr: float):
+        self.norm = norm
         self.prior = F.normalize(vectors.detach(), dim=1)
         vectors.data.copy_(self.norm * self.prior)
         super().__init__([vectors], {"lr": lr})
@@ -214,26 +206,28 @@ class OnSphere(torch.optim.Optimizer):
         vectors.copy_(self.norm * F.normalize(direction - self.LR * lr * along, dim=1))
 
 
-def kept_norm(vectors: Tensor, table: Tensor, lr: float) -> torch.optim.Optimizer:
-    """After every step the norm is the vocabulary's median again (OneTrainer, "preserve embedding norm")."""
-    return after_each_step(adamw(vectors, table, lr), vectors, table, lambda rate: 1.0)
+def kept_norm(vectors: Tensor, norm: float, lr: float) -> torch.optim.Optimizer:
+    """After every step the vectors are as long as known words again (OneTrainer, "preserve embedding norm")."""
+    return after_each_step(adamw(vectors, norm, lr), vectors, norm, lambda rate: 1.0)
 
 
-def decaying_norm(vectors: Tensor, table: Tensor, lr: float) -> torch.optim.Optimizer:
-    """After every step the norm moves a little towards the vocabulary's median (lora_pti's clip_ti_decay)."""
-    return after_each_step(adamw(vectors, table, lr), vectors, table, lambda rate: min(1.0, 100 * rate))
+def decaying_norm(vectors: Tensor, norm: float, lr: float) -> torch.optim.Optimizer:
+    """After every step their length goes a twentieth of the way to that of known words, less when the rate has fallen.
+
+    lora_pti's clip_ti_decay, min(1, 100 times the rate), at its own rate, 5e-4.
+    """
+    return after_each_step(adamw(vectors, norm, lr), vectors, norm, lambda rate: 0.05 * rate / lr)
 
 
 def after_each_step(
-    optimizer: torch.optim.Optimizer, vectors: Tensor, table: Tensor, share: Callable[[float], float]
+    optimizer: torch.optim.Optimizer, vectors: Tensor, norm: float, share: Callable[[float], float]
 ) -> torch.optim.Optimizer:
-    """The optimiser, which then moves the norms so far towards the median norm of the table's rows."""
-    median = table.float().norm(dim=1).median()
+    """The optimiser, which then moves the vectors' lengths so far towards the norm."""
 
     @torch.no_grad()
     def pull(optimizer: torch.optim.Optimizer, *_: object) -> None:
         norms = vectors.norm(dim=1, keepdim=True)
-        vectors.mul_(1 + share(optimizer.param_groups[0]["lr"]) * (median / norms - 1))
+        vectors.mul_(1 + share(optimizer.param_groups[0]["lr"]) * (norm / norms - 1))
 
     optimizer.register_step_post_hook(pull)
     return optimizer
@@ -320,7 +314,7 @@ class Recipe:
     draw: Draw = draw_independently
     lr: float = 1.0  # times --lr
     rate: Callable[[float], float] = constant
-    optimizer: Callable[[Tensor, Tensor, float], torch.optim.Optimizer] = adamw
+    optimizer: Callable[[Tensor, float, float], torch.optim.Optimizer] = adamw
     penalty: Callable[[Tensor, Tensor], Tensor] = nothing
     stop: type[AtTheEnd] = AtTheEnd
 

@@ -16,6 +16,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +151,12 @@ def joined(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 # ---- python -m tinyldm.formats.embeddings
 
 
-Vocabulary = tuple[Tensor, list[str]]  # the embeddings of a checkpoint's words, (words, width), and the words
+class Vocabulary(NamedTuple):
+    """Of a checkpoint."""
+
+    table: Tensor  # (words, width)
+    words: list[str]
+    norm: float  # of known words, see inversion.known_norm
 
 
 def main(arguments: list[str]) -> int:
@@ -161,7 +167,7 @@ def main(arguments: list[str]) -> int:
     weights = options.weights or (cli.TINY if cli.TINY.exists() else None)
     vocabulary = read_vocabulary(weights) if weights else None
     for file in options.files:
-        words = load_embeddings(file, width=vocabulary[0].shape[1] if options.weights else None)
+        words = load_embeddings(file, width=vocabulary.table.shape[1] if options.weights else None)
         print("\n".join(map(cli.printable, described(file, words, vocabulary))))
     return 0
 
@@ -199,26 +205,28 @@ def advice_for_diffusers(word: str, vectors: Tensor) -> str | None:
 def read_vocabulary(weights: Path) -> Vocabulary:
     """What the text encoder of a checkpoint reads for each word it knows."""
     from tinyldm.formats.checkpoint import load_checkpoint  # here, because to read a file no model is needed
+    from tinyldm.inversion import known_norm
 
     model = load_checkpoint(weights)
     words = [model.tokenizer.decode([i]) or symbol for i, symbol in enumerate(model.tokenizer.symbols)]
-    return model.text_encoder.table[: len(words)].float(), words  # diffusers may have added rows
+    table = model.text_encoder.table[: len(words)].float()  # diffusers may have added rows
+    return Vocabulary(table, words, known_norm(model))
 
 
 def described(file: str, words: dict[str, Tensor], vocabulary: Vocabulary | None) -> Iterator[str]:
     """Lines about the words: how long their vectors are beside those of known words, and which point the same way."""
     width = next(iter(words.values())).shape[1]
-    fits = vocabulary is not None and vocabulary[0].shape[1] == width
+    fits = vocabulary is not None and vocabulary.table.shape[1] == width
     hint = "" if fits else "; --weights DIR compares with the words of a checkpoint"
     yield f"{file}: {listed(words)}, width {width}{FAMILIES.get(width, '')}{hint}"
     for word, vectors in words.items():
         for i, vector in enumerate(vectors, start=1):
             line = f"  {word} {i}/{len(vectors)}: norm {vector.norm():.3f}"
             if fits:
-                table, names = vocabulary
+                table, names, norm = vocabulary
                 cosines, rows = F.cosine_similarity(vector[None], table).topk(min(5, len(names)))
                 nearest = [f"{names[row]} {cosine:.2f}" for row, cosine in zip(rows, cosines, strict=True)]
-                line += f" (vocabulary's median {table.norm(dim=1).median():.3f}), nearest {', '.join(nearest)}"
+                line += f" (known words' median {norm:.3f}), nearest {', '.join(nearest)}"
             yield line
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from tinyldm.inversion import known_norm
 from tinyldm.lab.figures.subject import TOKEN, Subject
 from tinyldm.lab.paper.plots import new_figure, save_figure
 from tinyldm.sampler import first_noise
@@ -68,7 +69,7 @@ def path(subject: Subject, file: Path) -> None:
     figure = new_figure(9, 4)
     lengths, cosines = figure.subplots(1, 2)
     lengths.plot(steps, vectors.norm(dim=1), label=TOKEN)
-    lengths.axhline(table.norm(dim=1).median().item(), color="grey", linestyle=":", label="median of known words")
+    lengths.axhline(known_norm(model), color="grey", linestyle=":", label="median of known words")
     lengths.set(xlabel="steps", ylabel="norm", ylim=0)
     lengths.legend()
     near = F.cosine_similarity(vectors[:, None], table[None], dim=2)

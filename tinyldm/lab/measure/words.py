@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.formats.embeddings import load_embeddings
+from tinyldm.inversion import known_norm
 from tinyldm.lab import ROOT
 from tinyldm.lab.measure.judge import Judge
 from tinyldm.lab.measure.learning import Training, in_parallel, learn, model_with, tell, word_for
@@ -74,8 +75,8 @@ def questions_about(word: str, thing: Thing) -> list[Question]:
 
 
 def relative_norm(model: LatentDiffusion, vectors: Tensor) -> float:
-    """The mean norm of a word's vectors (count, width), over the median norm of the known words'."""
-    return (vectors.norm(dim=1).mean() / model.text_encoder.table.norm(dim=1).median().cpu()).item()
+    """The mean norm of a word's vectors (count, width), over that of known words."""
+    return vectors.norm(dim=1).mean().item() / known_norm(model)
 
 
 def means_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
