@@ -6,9 +6,12 @@ from statistics import fmean
 
 from tinyldm import InputError
 from tinyldm.files import write_atomically
-from tinyldm.lab.paper.table import REFERENCES, RIGHT, Table, learned_recipes, mean, measures_of
+from tinyldm.lab.paper.lessons import PAPER
+from tinyldm.lab.paper.table import REFERENCES, RIGHT, Estimate, Table, difference, learned_recipes, mean, measures_of
 
 MARKERS = "osD^vP*"
+AXES = ("editability", "reconstruction")  # of the scatter plot
+FAR = 0.1  # what differs by more from the paper's own way would make all others one point
 NAMES = {"reconstruction": "reconstruction", "editability": "editability", RIGHT: "what is checked is right"}
 
 
@@ -32,26 +35,40 @@ def look(number: int) -> dict[str, object]:
 
 
 def scatter(table: Table, file: Path) -> None:
-    """Reconstruction against editability, as the paper's figure 10: with the references, and from nearer without."""
+    """Reconstruction against editability, as the paper's figure 10: with the references; then each recipe less `paper`,
+    whose intervals are narrower, since what is hard about a concept is so for both."""
     figure = new_figure(11, 5)
-    everything, nearer = figure.subplots(1, 2)
-    for axes, recipes in ((everything, [*learned_recipes(table), *REFERENCES]), (nearer, learned_recipes(table))):
+    everything, *others = figure.subplots(1, 2 if PAPER in table else 1, squeeze=False)[0]
+    recipes = learned_recipes(table)
+    for number, recipe in enumerate(recipes):
+        cross(everything, *(mean(table, recipe, measure) for measure in AXES), **look(number), label=recipe)
+    for recipe in REFERENCES:
+        if recipe in table:
+            x, y = (mean(table, recipe, measure) for measure in AXES)
+            cross(everything, x, y, color="black", marker="D", markersize=8)
+            everything.annotate(recipe, (x.mean, y.mean), (6, 6), textcoords="offset points", fontsize=8)
+    everything.set_title("with the references", fontsize=10)
+    for axes in others:
+        gaps = {recipe: [difference(table, recipe, PAPER, measure) for measure in AXES] for recipe in recipes}
+        far = [recipe for recipe, found in gaps.items() if None in found or max(abs(x.mean) for x in found) > FAR]
         for number, recipe in enumerate(recipes):
-            x, y = mean(table, recipe, "editability"), mean(table, recipe, "reconstruction")
-            if x is None or y is None:
-                continue
-            style = look(number) | ({"color": "black", "markersize": 9} if recipe in REFERENCES else {})
-            errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
-            axes.errorbar(x.mean, y.mean, **errors, **style, elinewidth=0.5, label=recipe)
-            if recipe in REFERENCES:
-                axes.annotate(recipe, (x.mean, y.mean), (6, 6), textcoords="offset points", fontsize=8)
+            if recipe not in far:
+                cross(axes, *gaps[recipe], **look(number))
+        text = f"less {PAPER}, concept by concept"
+        axes.set_title(f"{text}\n(too far away: {', '.join(far)})" if far else text, fontsize=10)
+    for axes in (everything, *others):
         axes.set(xlabel="editability: nearness to prompts", ylabel="reconstruction: nearness to the pictures")
         axes.margins(0.15)
         axes.grid(alpha=0.3)
-    everything.set_title("with the references")
-    nearer.set_title("nearer")
-    figure.legend(*nearer.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+        axes.locator_params(axis="x", nbins=6)
+    figure.legend(*everything.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, file)
+
+
+def cross(axes, x: Estimate, y: Estimate, **style: object) -> None:
+    """A point with the intervals of both its numbers."""
+    errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
+    axes.errorbar(x.mean, y.mean, **errors, **style, elinewidth=0.5)
 
 
 def norms(table: Table, file: Path) -> None:
