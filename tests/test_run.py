@@ -153,6 +153,20 @@ def test_when_the_options_do_not_say_previews_come_where_most_changes(monkeypatc
     assert shown == expected
 
 
+def test_a_preview_takes_half_of_the_samplers_steps_and_the_runs_size():
+    asked = []
+    model = SimpleNamespace(
+        defaults=Defaults(sampler_steps=25),
+        generate=lambda prompts, seeds, **options: asked.append(options) or iter([torch.zeros(1, 4, 2, 2)]),
+        decode=lambda z_0: torch.zeros(1, 3, 16, 16),
+    )
+    run = new_run()
+    run.start([plain("grey")])
+    run.preview(model)
+    assert [asked[0][name] for name in ("steps", "height", "width")] == [13, 16, 16]
+    assert asked[0]["words"].keys() == {"S*"}
+
+
 # ---- The log and what is resumed
 
 
