@@ -1,0 +1,68 @@
+"""The bench: every work runs on both sides, and what it tells of their seconds is right."""
+
+import json
+import subprocess
+import sys
+
+import bench
+import pytest
+import torch
+from bench import WORKS
+from conftest import ROOT
+
+
+def options(*words: str):
+    return bench.parse_options([*words])
+
+
+@pytest.mark.parametrize("kind", ["1.x", "2.x"])
+@pytest.mark.parametrize("side", ["tinyldm", "diffusers"])
+def test_every_work_of_either_side_runs_and_a_step_changes_one_row_alone(monkeypatch, side, kind):
+    changed = []
+    step = torch.optim.AdamW.step
+
+    def noted(self):
+        ((rows,),) = (group["params"] for group in self.param_groups)
+        before = rows.detach().clone()
+        step(self)
+        changed.append((rows, before))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    works = {"tinyldm": bench.ours, "diffusers": bench.theirs}[side](options("--model", kind))
+    assert works.keys() == WORKS.keys()
+    for work in works.values():
+        work()
+    ((rows, before),) = changed
+    assert [i for i, row in enumerate(rows) if not row.equal(before[i])] == [0]
+
+
+def test_beside_another_checkout_each_round_is_timed_and_kept(tmp_path):
+    command = [sys.executable, "tests/bench.py", "--beside", ROOT, "--what", "encode", "--rounds", "3"]
+    ended = subprocess.run([*command, "--json", tmp_path / "a.json"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    kept = json.loads((tmp_path / "a.json").read_text())
+    (row,) = kept["rows"]
+    assert len(row["ours"]) == len(row["theirs"]) == 3 and min(row["ours"] + row["theirs"]) > 0
+    assert row["ratio"] == sorted(b / a for a, b in zip(row["ours"], row["theirs"], strict=True))[1]
+    assert 0 < row["share"] < 1.5 and min(row["memory"]) > 10**8
+    assert ended.stdout.splitlines()[2].startswith("| encoding | ")
+
+
+def test_a_table_has_medians_extremes_ratios_and_shares():
+    row = {"what": "step", "ours": [1.0, 2.0, 4.0], "theirs": [3.0, 4.0, 4.0], "ratio": 2.0, "share": 0.5}
+    head, _, line = bench.as_table([row | {"memory": [5e8, 10**9]}], options("--model", "1.5"))
+    assert head == "| 1.5, float32, cpu | ours | diffusers | ratio | peak | GB |"
+    assert line == "| training step | 2 s (1 to 4) | 4 s (3 to 4) | 2.00 | 50% | 0.50, 1.00 |"
+
+
+def test_memory_that_was_there_for_a_moment_counts():
+    with bench.Anonymous() as memory:
+        block = torch.ones(30_000_000)
+        del block
+    assert memory.highest > bench.anonymous() + 10**8
+
+
+def test_diffusers_has_no_tiny_checkpoint(run):
+    ended = subprocess.run([sys.executable, "tests/bench.py"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith("expected --beside DIR or --model; try --model 1.5")
