@@ -24,7 +24,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 
 TESTS = Path(__file__).parent
@@ -43,6 +43,13 @@ WORKS = {
 OURS, DIFFUSERS = "tinyldm", "diffusers"
 PROMPT = "a photo of a S*"
 MATRIX = 2048
+
+ATTENTION = {  # on a CPU, which the counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+    ),
+}
 
 Work = Callable[[], object]
 
@@ -158,7 +165,7 @@ def serve(options: Namespace) -> None:
         if (what := line.strip()) == "peak":
             answer = {"flops": peak(options)}
         elif what.startswith("count "):
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
                 works[what.removeprefix("count ")]()
             answer = {"operations": counter.get_total_flops()}
         else:

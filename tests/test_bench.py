@@ -7,6 +7,7 @@ import sys
 import bench
 import pytest
 import torch
+import torch.nn.functional as F
 from bench import WORKS
 from conftest import ROOT
 
@@ -46,6 +47,16 @@ def test_beside_another_checkout_each_round_is_timed_and_kept(tmp_path):
     assert row["ratio"] == sorted(b / a for a, b in zip(row["ours"], row["theirs"], strict=True))[1]
     assert 0 < row["share"] < 1.5 and min(row["memory"]) > 10**8
     assert ended.stdout.splitlines()[2].startswith("| encoding | ")
+
+
+def test_operations_of_attention_count():
+    q = torch.randn(1, 2, 16, 8, requires_grad=True)
+    product = 2 * 2 * 16 * 16 * 8  # of queries and keys, or of what comes of it and the values
+    with bench.FlopCounterMode(display=False, custom_mapping=bench.ATTENTION) as counter:
+        out = F.scaled_dot_product_attention(q, q, q)
+        assert counter.get_total_flops() == 2 * product
+        out.sum().backward()
+    assert counter.get_total_flops() == 7 * product  # the first one again, and four for the gradients
 
 
 def test_a_table_has_medians_extremes_ratios_and_shares():
