@@ -12,10 +12,8 @@ the most there was: of a CPU's the anonymous kind, which a mapped file is not; o
 
 import json
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -30,6 +28,8 @@ from tqdm import tqdm
 TESTS = Path(__file__).parent
 if str(TESTS) not in sys.path:  # as pytest sets it; another checkout's own come before it
     sys.path += [str(TESTS), str(TESTS.parent)]
+
+from helpers.memory import Anonymous
 
 from tinyldm import InputError, cli
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -188,29 +188,6 @@ def peak(options: Namespace) -> float:
         (a @ a)[0, 0].item()
         seconds.append(time.perf_counter() - start)
     return 2 * MATRIX**3 / min(seconds)
-
-
-class Anonymous:
-    """`with Anonymous() as memory`: afterwards memory.highest is how many bytes of anonymous memory there were."""
-
-    def __enter__(self) -> "Anonymous":
-        self.highest, self.done = anonymous(), threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self) -> None:
-        while not self.done.wait(0.01):
-            self.highest = max(self.highest, anonymous())
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        self.highest = max(self.highest, anonymous())
-
-
-def anonymous() -> int:
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 # ---- Both sides

@@ -13,9 +13,7 @@ table.
 import importlib.util
 import multiprocessing
 import os
-import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from helpers.memory import Anonymous
 from helpers.public import (
     PROMPT,
     SHAPES,
@@ -142,7 +141,7 @@ def load_ours(path: Path) -> tuple[float, float, float, float]:
         model = load_checkpoint(path, dtype=torch.bfloat16)
         seconds = time.perf_counter() - start
     weights = sum(p.numel() * p.element_size() for module in model.networks() for p in module.parameters())
-    return memory.peak, memory.after, weights / 1e9, seconds
+    return (memory.highest - memory.before) / 1e9, (memory.after - memory.before) / 1e9, weights / 1e9, seconds
 
 
 def load_theirs(path: Path) -> tuple[float, float]:
@@ -153,29 +152,4 @@ def load_theirs(path: Path) -> tuple[float, float]:
             path, torch_dtype=torch.bfloat16, safety_checker=None, requires_safety_checker=False
         )
         seconds = time.perf_counter() - start
-    return memory.peak, seconds
-
-
-class Anonymous:
-    """`with Anonymous() as memory`: how many GB of anonymous memory (RssAnon) the block added, at most and at last."""
-
-    def __enter__(self) -> "Anonymous":
-        self.before = self.highest = anonymous()
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self) -> None:
-        while not self.done.wait(0.005):
-            self.highest = max(self.highest, anonymous())
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        self.after = (anonymous() - self.before) / 1e9
-        self.peak = max((self.highest - self.before) / 1e9, self.after)
-
-
-def anonymous() -> int:
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return (memory.highest - memory.before) / 1e9, seconds
