@@ -17,6 +17,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -67,10 +68,11 @@ def ours(options: Namespace) -> dict[str, Work]:
     device, dtype = options.device, cli.DTYPES[options.dtype]
     if options.model == "tiny":
         model = load_checkpoint(TESTS.parent / "weights" / "tiny", device, dtype)
-        batch, size = model.defaults.batch, model.defaults.size
+        batch = model.defaults.batch
     else:
-        model, size = random_model(options.model).to(device, dtype), options.size
-        batch = 1
+        model, batch = random_model(options.model).to(device, dtype), 1
+    size = options.size
+    model.check_size(size, size)
     recipe = composed("low-variance,falling")
     word = recipe.word(model, "S*", vectors_of(model, "circle" if options.model == "tiny" else "a")[:1], 1)
     vectors = word.vectors.requires_grad_()
@@ -169,12 +171,14 @@ def serve(options: Namespace) -> None:
                 works[what.removeprefix("count ")]()
             answer = {"operations": counter.get_total_flops()}
         else:
+            is_cuda = options.device == "cuda"
+            if is_cuda:
+                torch.cuda.reset_peak_memory_stats()
             with Anonymous() as memory:
                 start = time.perf_counter()
                 works[what]()
                 synchronize()
                 answer = {"seconds": time.perf_counter() - start}
-            is_cuda = options.device == "cuda"
             answer["memory"] = torch.cuda.max_memory_allocated() if is_cuda else memory.highest
         print(json.dumps(answer), flush=True)
 
@@ -205,11 +209,12 @@ class Side:
         self.process = subprocess.Popen(command, env=environment, **pipes)
 
     def ask(self, what: str) -> dict[str, float]:
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        if not (answer := self.process.stdout.readline()):
-            raise InputError("a side ended before its work was done; what it says above tells why")
-        return json.loads(answer)
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(what + "\n")
+            self.process.stdin.flush()
+            if answer := self.process.stdout.readline():
+                return json.loads(answer)
+        raise InputError("a side ended before its work was done; what it says above tells why")
 
     def end(self) -> None:
         self.process.kill()
@@ -282,6 +287,8 @@ def parse_options(arguments: list[str]) -> Namespace:
     if options.model == "tiny" and not options.beside and not options.serve:
         raise InputError("diffusers has no tiny checkpoint, expected --beside DIR or --model; try --model 1.5")
     options.beside = options.beside or DIFFUSERS
+    if options.beside != DIFFUSERS and not (Path(options.beside) / "tinyldm" / "recipes.py").is_file():
+        raise InputError(f"--beside {options.beside} is no checkout of this project; give the folder of one")
     options.size = options.size or {"tiny": 64, "1.5": 512, "2.1": 768}.get(options.model, 32)
     return options
 

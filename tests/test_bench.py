@@ -12,6 +12,8 @@ from bench import WORKS
 from conftest import ROOT
 from helpers.memory import Anonymous
 
+from tinyldm import InputError
+
 
 def options(*words: str):
     return bench.parse_options([*words])
@@ -74,7 +76,22 @@ def test_memory_that_was_there_for_a_moment_counts():
     assert memory.highest > max(memory.before, memory.after) + 10**8
 
 
-def test_diffusers_has_no_tiny_checkpoint(run):
-    ended = subprocess.run([sys.executable, "tests/bench.py"], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].endswith("expected --beside DIR or --model; try --model 1.5")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "diffusers has no tiny checkpoint, expected --beside DIR or --model"),
+        (["--beside", "nowhere"], "--beside nowhere is no checkout of this project"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        options(*words)
+
+
+def test_a_side_that_ends_early_is_one_line():
+    side = bench.Side("tinyldm", ROOT, options("--model", "tiny", "--beside", str(ROOT)))
+    side.process.kill()
+    side.process.wait()
+    for _ in range(2):
+        with pytest.raises(InputError, match="a side ended before its work was done"):
+            side.ask("step")

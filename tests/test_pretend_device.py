@@ -68,6 +68,9 @@ def test_an_operation_on_both_sides_is_an_error():
             there * here
         with pytest.raises(RuntimeError, match="index"):
             there[torch.tensor([0])]
+        for mixed in (lambda: torch.stack([there.sum(), here.sum()]), lambda: here.sum().add_(there.sum())):
+            with pytest.raises(RuntimeError, match="on the CPU"):
+                mixed()
         there.copy_(here + 1)
         assert there.cpu().tolist() == [1, 2, 3]
         assert there.add_(there) is there and there.cpu().tolist() == [2, 4, 6]
@@ -85,6 +88,8 @@ def test_numbers_that_come_back_to_the_host_are_counted():
         assert there.grad.to("cpu").equal(torch.tensor([2.0, 4.0])) and device.waits == 3
         assert bool((there > 0).all()) and device.waits == 4
         assert torch.ones(2).sum().item() == 2 and device.waits == 4
+        assert there.equal(there) and device.waits == 5
+        assert len(there[there > 1]) == 1 and device.waits == 6
 
 
 # ---- train.py

@@ -65,17 +65,17 @@ def known_ids(model: LatentDiffusion, phrase: str) -> list[int]:
 
 
 def whole_words(model: LatentDiffusion) -> Tensor:
-    """The ids of the vocabulary's words of letters, two at least."""
+    """The ids of the vocabulary's words of letters, two at least; among them endings that words were merged from."""
     words = re.compile(rf"[a-z]{{2,}}{re.escape(WORD_END)}")
     ids = [i for i, symbol in enumerate(model.tokenizer.symbols) if words.fullmatch(symbol)]
-    return torch.tensor(ids, device=model.device)
+    return torch.tensor(ids, dtype=torch.long, device=model.device)
 
 
 def known_norm(model: LatentDiffusion) -> float:
     """How long the vectors of known words are: the median norm of the vocabulary's whole words.
 
-    Not of all its rows: bytes and pieces of words are rows, too. Those of the tiny checkpoint were never read in
-    training; they are a fifth as long.
+    Not of all its rows: bytes and pieces of words are rows, too. Most of those of the tiny checkpoint were never read
+    in training and are a fifth as long.
     """
     table, words = model.text_encoder.table, whole_words(model)
     return (table[words] if len(words) else table).float().norm(dim=1).median().item()

@@ -248,7 +248,7 @@ class Run:
     def preview(self, model: LatentDiffusion) -> None:
         """One more row of preview.png: the same prompt and seeds, with the word as it is now.
 
-        Half of the sampler's steps are enough: with the tiny checkpoint, 12 or 25 of DDIM differ by a level or so.
+        Half of the sampler's steps are enough: of the tiny checkpoint, pictures in 12 and in 25 of DDIM look the same.
         """
         prompts, steps = [self.prompt] * len(PREVIEW_SEEDS), math.ceil(model.defaults.sampler_steps / 2)
         size = {"height": self.options.size, "width": self.options.size}

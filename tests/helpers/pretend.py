@@ -5,8 +5,9 @@
         ...
     assert device.waits == 0
 
-As on a GPU, no operation may take tensors from both sides, but for copies and for CPU tensors of a single number. It
-counts how often numbers come back to the host, for which a GPU would be waited for.
+No operation may take tensors from both sides, but for copies and for CPU tensors of a single number that are not
+changed or put beside others. A GPU is as strict, but that it takes indices from the CPU, for the price of a copy.
+Counted is how often numbers come back to the host, for which a GPU would be waited for; copies the other way are not.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 THERE = torch.device("meta")
 COPIES = (aten._to_copy.default, aten.copy_.default)
+SIDE_BY_SIDE = (aten.cat.default, aten.stack.default)
+# What comes of these is told to the host, or how large it is.
+READS = (aten._local_scalar_dense.default, aten.equal.default, aten.allclose.default, aten.nonzero.default)
+
+
+def is_in_place(function: torch._ops.OpOverload) -> bool:
+    """Whether its first tensor is changed."""
+    return function._overloadpacket.__name__.endswith("_")
+
+
+def is_by_mask(function: torch._ops.OpOverload, tensors: list[Tensor]) -> bool:
+    """Whether it takes those numbers out that a mask has."""
+    return function in (aten.index.Tensor, aten.masked_select.default) and any(x.dtype == torch.bool for x in tensors)
 
 
 def each(change: Callable[[Tensor], object], x: object) -> object:
@@ -77,13 +91,15 @@ class PretendDevice(TorchDispatchMode):
         keywords, tensors = dict(keywords or {}), []
         each(tensors.append, [*arguments, *keywords.values()])
         there = [x for x in tensors if isinstance(x, PretendTensor)]
-        here = [x for x in tensors if not isinstance(x, PretendTensor) and x.dim() > 0]
+        here = [x for x in tensors if not isinstance(x, PretendTensor) and (x.dim() or function in SIDE_BY_SIDE)]
+        if is_in_place(function) and not isinstance(tensors[0], PretendTensor):
+            here.append(tensors[0])
         if there and here and function not in COPIES:
             raise RuntimeError(f"{function}: tensors of {[*here[0].shape]} on the CPU, {[*there[0].shape]} elsewhere")
         goes_there = keywords.get("device", THERE if there else None) == THERE
         if function is aten.copy_.default:
             goes_there = isinstance(arguments[0], PretendTensor)
-        if there and (not goes_there or function is aten._local_scalar_dense.default):
+        if there and (not goes_there or function in READS or is_by_mask(function, there)):
             self.waits += 1
         if goes_there and "device" in keywords:
             keywords["device"] = "cpu"

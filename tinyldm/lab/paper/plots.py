@@ -50,9 +50,10 @@ def scatter(table: Table, file: Path) -> None:
     everything.set_title("with the references", fontsize=10)
     for axes in others:
         gaps = {recipe: [difference(table, recipe, PAPER, measure) for measure in AXES] for recipe in recipes}
-        far = [recipe for recipe, found in gaps.items() if None in found or max(abs(x.mean) for x in found) > FAR]
+        gaps = {recipe: found for recipe, found in gaps.items() if None not in found}  # no concept in common
+        far = [recipe for recipe, found in gaps.items() if max(abs(gap.mean) for gap in found) > FAR]
         for number, recipe in enumerate(recipes):
-            if recipe not in far:
+            if recipe in gaps and recipe not in far:
                 cross(axes, *gaps[recipe], **look(number))
         text = f"less {PAPER}, concept by concept"
         axes.set_title(f"{text}\n(too far away: {', '.join(far)})" if far else text, fontsize=10)
