@@ -132,7 +132,7 @@ def theirs(options: Namespace) -> dict[str, Work]:
     scale = vae.config.scaling_factor
     ids = pipe.tokenizer([PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     ids[0, 1], pixels = 0, (torch.rand(1, 3, size, size) * 2 - 1).to(unet.device, unet.dtype)
-    z_0 = torch.randn(1, 4, size // 8, size // 8).to(pixels) if size >= 64 else vae.encode(pixels).latent_dist.mean
+    z_0 = vae.encode(pixels).latent_dist.mean
 
     def step() -> None:
         latents = vae.encode(pixels).latent_dist.sample().detach() * scale

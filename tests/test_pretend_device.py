@@ -1,4 +1,4 @@
-"""Training, sampling and every application on a pretend device: no operation mixes devices, and nothing waits for one.
+"""Training, sampling and every application on a pretend device: no operation mixes devices, and waits are counted.
 
 helpers/pretend.py has that device, test_cuda.py the same on a real one. The model is random, of 8x8 pictures.
 """
