@@ -12,6 +12,7 @@ batch. In a batch of another size it stays within 1 of 255 (in float32).
 --init-image changes a picture, all of it or what --mask has white. --attention shows where the words of a prompt went.
 """
 
+import itertools
 import signal
 import warnings
 from argparse import ArgumentTypeError, Namespace
@@ -27,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tinyldm import InputError, cli
+from tinyldm import InputError, cli, ranks
 from tinyldm.editing import Source
 from tinyldm.files import check_unused, read_lines, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
     prompts = read_prompts(options)
     device = cli.choose_device(options.device)
+    ranks.join(device)
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
     sampling = checkpoint.defaults.sampling(
         options.sampler, options.steps, options.guidance, options.height, options.width
@@ -86,24 +88,29 @@ def main(arguments: list[str]) -> int:
         source.skipped(sampling.steps)
 
     # Every picture is written as soon as its batch is done.
-    options.out = take_folder(options.out, Path("outputs/samples"))
-    images: list[Image.Image] = []
+    options.out = ranks.from_first(lambda: take_folder(options.out, Path("outputs/samples")))
+    images: dict[int, Image.Image] = {}
     with cli.stop_on_signal() as stopping:
-        for image, heat in sampled(model, wanted, words, sampling, source, options, stopping):
-            picture, name = wanted[len(images)], f"{len(images):04d}"
+        for number, image, heat in sampled(model, wanted, words, sampling, source, options, stopping):
+            picture, name = wanted[number], f"{number:04d}"
             text = parameters(picture, sampling, model_hash, options)
             save_image(image, options.out / f"{name}.png", {"parameters": text})
             if heat is not None:
                 sheet = heat_sheet(image, picture.prompt, heat, model.tokenizer)
                 save_image(sheet, options.out / f"{name}-attention.png")
-            images.append(image)
+            images[number] = image
+        images, stopped = ranks.gathered(images), ranks.highest(stopping())
+    if ranks.rank():
+        return stopped
     if images:
-        rows = [slice(i, i + options.num) for i in range(0, len(images), options.num)]
-        sheet = contact_sheet([images[row] for row in rows], labels=prompts[: len(rows)])
+        numbers = [range(first, first + options.num) for first in range(0, len(wanted), options.num)]
+        rows = [[images[i] for i in row if i in images] for row in numbers]
+        labels = [prompt for prompt, row in zip(prompts, rows, strict=True) if row]
+        sheet = contact_sheet([row for row in rows if row], labels=labels)
         save_image(sheet, options.out / "sheet.png")
     if len(images) < len(wanted):
         print(f"stopped: {len(images)} of {len(wanted)} pictures are in {options.out}")
-        return stopping()
+        return stopped
     print(f"{len(images)} pictures and sheet.png in {options.out}")
     return 0
 
@@ -132,16 +139,18 @@ def sampled(
     source: Source | None,
     options: Namespace,
     stopping: Callable[[], int],  # asked after every step of the sampler; if it is true, no more pictures come
-) -> Iterator[tuple[Image.Image, Tensor | None]]:
-    """The pictures, a batch at a time, a progress bar beside them; with --attention, their heat maps, else None."""
+) -> Iterator[tuple[int, Image.Image, Tensor | None]]:
+    """This rank's pictures, a batch at a time, a progress bar beside them, each after its number; with --attention its
+    heat maps behind it, else None."""
     _, h, w = model.latent_shape(sampling.height, sampling.width)
     steps = sampling.steps - (source.skipped(sampling.steps) if source else 0)
     outside = None
     if source and source.mask:
         original = source.picture if options.keep_pixels else model.decode(model.encode(source.picture)[0])
         (outside,) = to_images(original)
-    with tqdm(total=steps * -(-len(wanted) // BATCH), desc="sampling") as bar:
-        for first in range(0, len(wanted), BATCH):
+    batches = range(0, len(wanted), BATCH)[ranks.rank() :: ranks.count()]
+    with tqdm(total=steps * len(batches), desc="sampling") as bar:
+        for first in batches:
             prompts, seeds = zip(*wanted[first : first + BATCH], strict=True)
             maps = HeatMaps(len(prompts), h, w)
             with watched(model.unet, maps) if options.attention else nullcontext():
@@ -154,7 +163,8 @@ def sampled(
             images = to_images(model.decode(z))
             if outside:
                 images = [pasted(image, outside, source.mask) for image in images]
-            yield from zip(images, maps.mean() if options.attention else [None] * len(images), strict=True)
+            heat = maps.mean() if options.attention else [None] * len(images)
+            yield from zip(itertools.count(first), images, heat)
 
 
 def parameters(picture: Wanted, sampling: Sampling, model_hash: str, options: Namespace) -> str:

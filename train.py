@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tinyldm import InputError, cli
+from tinyldm import InputError, cli, ranks
 from tinyldm.files import check_unused, take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import advice_for_diffusers, listed, load_embeddings, split_word
@@ -30,7 +30,7 @@ from tinyldm.images import read_images, to_tensor
 from tinyldm.inversion import TEMPLATES, Batch, Pictures, known_norm, read_templates, templates_for, vectors_of
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion, Learning
 from tinyldm.recipes import RECIPES, Lesson, composed
-from tinyldm.run import PREVIEWS, Run
+from tinyldm.run import PREVIEWS, Follower, Run
 
 # Between the loss and the vectors, gradients of float16 weights are this many times too large: a mean over 65,536
 # latents has gradients of 1e-5 each, and float16 keeps few digits below 6e-5, none below 6e-8.
@@ -48,9 +48,11 @@ def inversion_loss(model: LatentDiffusion, batch: Batch, words: dict[str, Tensor
 def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
     device = cli.choose_device(options.device)
+    ranks.join(device)
     templates = read_templates(options.templates) if options.templates else None
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
     fill_in_defaults(options, checkpoint.defaults)
+    ranks.check_batch(options.batch)
     recipe = composed(options.recipe)
     paths, images = zip(*read_images(options.images, options.size), strict=True)
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
@@ -62,28 +64,31 @@ def main(arguments: list[str]) -> int:
     captions = recipe.captions(model, options.token, paths, templates or templates_for(model, options.property))
     pictures = Pictures(*encode(model, images), word.captions(captions))
     model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
-    options.out = options.out if options.resume else take_folder(options.out, folder_for(options.token))
+    if not options.resume:
+        options.out = ranks.from_first(lambda: take_folder(options.out, folder_for(options.token)))
 
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
-    vectors = word.vectors = recipe.start(lesson).requires_grad_()
+    vectors = ranks.from_first(lambda: recipe.start(lesson).cpu()).to(model.device).requires_grad_()
+    word.vectors = vectors
     lr = options.lr * recipe.lr
     optimizer = recipe.optimizer(vectors, known_norm(model), lr)  # which may bring them to another length
     first = vectors.detach().clone()
-    run = Run(options, weights_sha256, images, pictures.captions, word, optimizer, recipe.stop(lesson, options.steps))
+    stop, run_class = recipe.stop(lesson, options.steps), Follower if ranks.rank() else Run
+    run = run_class(options, weights_sha256, images, pictures.captions, word, optimizer, stop)
     run.resume() if options.resume else run.start(images)
     for step in run.steps(model):
         # Add noise to the latents and let the model, which reads the word, say what was added.
         done = step / options.steps
-        batch = recipe.draw(pictures, model.schedule, options.batch, run.generator)
+        batch = ranks.part(recipe.draw(pictures, model.schedule, options.batch, run.generator))
         loss = inversion_loss(model, batch, word.now(done))
         # All it can change to do so better is the word.
         (loss_scale * (loss + recipe.penalty(vectors, first))).backward()
-        vectors.grad /= loss_scale
+        vectors.grad = ranks.mean(vectors.grad) / loss_scale
         optimizer.param_groups[0]["lr"] = lr * recipe.rate(done)
         optimizer.step()
         optimizer.zero_grad()
-        run.log(loss)
+        run.log(ranks.mean(loss))
     print(run.what_next(arguments))
     if advice := advice_for_diffusers(options.token, run.learned):
         print(advice)

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import torch
 
-from tinyldm import InputError
+from tinyldm import InputError, ranks
 from tinyldm.schedule import PREDICTIONS
 
 TINY = Path("weights/tiny")
@@ -66,7 +66,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             if argument.endswith("=--"):  # of --out=-- argparse would make an empty list
                 raise InputError(f"{argument} gives no value, expected one; see python {program()} --help")
         try:
-            status = main(sys.argv[1:])
+            with ranks.only_the_first_speaks():
+                status = main(sys.argv[1:])
         finally:
             sys.stdout.flush()  # now, since Python itself complains aloud of a reader that is gone
         sys.exit(status)

@@ -26,7 +26,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tinyldm import InputError, cli
+from tinyldm import InputError, cli, ranks
 from tinyldm.files import lock_folder, read_bytes, write_atomically
 from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.images import contact_sheet, read_image, save_image, to_images, to_tensor
@@ -59,6 +59,7 @@ class Run:
         self.options, self.word, self.optimizer, self.stop = options, word, optimizer, stop
         self.vectors = word.vectors
         self.folder: Path = options.out
+        self.file = self.folder / "embedding.safetensors"
         named = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
         self.settings = named | {  # as JSON takes them
             "weights_sha256": weights_sha256,
@@ -94,7 +95,7 @@ class Run:
 
     def resume(self) -> None:
         """Take everything up where the folder left it. Raises InputError if there is nothing, or another run."""
-        state = self.saved_state()
+        state = ranks.from_first(self.saved_state)
         self.vectors.data.copy_(state["vectors"])
         self.done = int(state["done"])
         self.before = self.good = self.learned
@@ -105,10 +106,13 @@ class Run:
             "exp_avg": state["exp_avg"].to(self.vectors.device),
             "exp_avg_sq": state["exp_avg_sq"].to(self.vectors.device),
         }
-        # A run that was killed may have logged and shown steps after its last save; they are taken again.
+        self.take_up_folder()
+
+    def take_up_folder(self) -> None:
+        """Its log and previews as far as the last save; a run that was killed may have gone further, and does again."""
         rows = {step: row for step, row in self.logged().items() if step <= self.done}
         if len(rows) < self.done:
-            warnings.warn(f"{self.folder}/loss.csv tells only {len(rows)} of {self.done} steps", stacklevel=2)
+            warnings.warn(f"{self.folder}/loss.csv tells only {len(rows)} of {self.done} steps", stacklevel=3)
         self.write_log(rows)
         (self.folder / "previews").mkdir(exist_ok=True)
         steps = sorted(file.stem for file in (self.folder / "previews").glob("*.png") if file.stem.isdecimal())
@@ -177,7 +181,7 @@ class Run:
         options = self.options
         bar = tqdm(total=options.steps, initial=self.done, desc=f"learning {options.token}")
         with bar, cli.stop_on_signal() as stopping:
-            while self.done < options.steps and not self.enough and not stopping():
+            while not ranks.highest(self.finished or stopping()):
                 if self.is_to_be_seen:
                     self.preview(model)
                 self.before = self.learned
@@ -186,7 +190,8 @@ class Run:
                 bar.set_postfix(loss=f"{self.loss:.4f}")
                 if self.done % options.save_every == 0:
                     self.save()
-            self.status = 0 if self.finished else stopping()
+            stopped = ranks.highest(stopping())
+            self.status = 0 if self.finished else stopped
         self.save()
         if self.finished:
             self.preview(model)
@@ -213,21 +218,26 @@ class Run:
         if math.isfinite(self.loss):
             self.good = self.before
         if not math.isfinite(self.loss) or not math.isfinite(norm):
-            file = self.folder / "embedding.safetensors"
-            save_embeddings(file, {self.options.token: self.good})
+            self.keep_good()
             raise InputError(
                 f"the loss became {self.loss} and the norm {norm} at step {self.done}, expected finite numbers; the "
-                f"vectors from before are kept in {file}; try a smaller --lr than {self.options.lr:g}"
+                f"vectors from before are kept in {self.file}; try a smaller --lr than {self.options.lr:g}"
             )
         self.done += 1
+        self.add_to_log(norm)
+        self.stop.watch(self.words)
+
+    def keep_good(self) -> None:
+        save_embeddings(self.file, {self.options.token: self.good})
+
+    def add_to_log(self, norm: float) -> None:
         with open(self.folder / "loss.csv", "a", newline="") as file:
             file.write(LOG_LINE.format(self.done, self.loss, norm))
-        self.stop.watch(self.words)
 
     def save(self) -> None:
         """The word, for sample.py and everybody; and the optimiser and generator besides, for --resume."""
         learned = {self.options.token: self.learned.cpu()}
-        save_embeddings(self.folder / "embedding.safetensors", learned)
+        save_embeddings(self.file, learned)
         if self.done:
             save_embeddings(self.folder / f"embedding-{self.done:06d}.safetensors", learned)
         with write_atomically(self.folder / "resume.safetensors") as temporary:
@@ -271,7 +281,7 @@ class Run:
         if not self.finished:
             given = [word for word in arguments if word != "--resume"]
             out = [] if any(word.startswith("--out") for word in given) else ["--out", self.folder]
-            command = cli.command("python", "train.py", *given, *out, "--resume")
+            command = cli.command(*ranks.command(), "train.py", *given, *out, "--resume")
             done = f"stopped after {self.done} of {self.options.steps} steps"
             return f"{done}, saved in {cli.printable(self.folder)}; to go on:\n  {command}"
         preview = cli.printable(self.folder / "preview.png")
@@ -284,10 +294,26 @@ class Run:
         words = ["python", "sample.py", "--prompt", prompt]
         weights = options.weights if options.weights != cli.TINY else None
         model = {"--weights": weights, "--vae": options.vae, "--prediction": options.prediction}
-        for option, value in {"--embedding": self.folder / "embedding.safetensors", **model}.items():
+        for option, value in {"--embedding": self.file, **model}.items():
             # A path that begins with a dash would be an option, if it stood alone.
             words += [f"{option}={value}"] if str(value).startswith("-") else [option, value] if value else []
         return cli.command(*words)
+
+
+class Follower(Run):
+    """The run as a rank sees it that is not the first: it learns the same word, and leaves the folder alone."""
+
+    def start(self, images: list[Image.Image]) -> None: ...
+
+    def take_up_folder(self) -> None: ...
+
+    def keep_good(self) -> None: ...
+
+    def add_to_log(self, norm: float) -> None: ...
+
+    def save(self) -> None: ...
+
+    def preview(self, model: LatentDiffusion) -> None: ...
 
 
 def strip(pictures: Tensor) -> Image.Image:
