@@ -3,6 +3,7 @@
     python train.py --images examples/striped-circle --token "S*"
     python train.py --images examples/blueprint --token "B*" --property style
     python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle"
+    python train.py --concepts examples --together 4
 
 Writes into outputs/<name>, numbered if it exists: embedding.safetensors (the word), preview.png (watch it being
 learned), loss.csv and settings.json. Ctrl-C keeps what was learned, and prints the command that goes on from there.
@@ -11,6 +12,7 @@ learned), loss.csv and settings.json. Ctrl-C keeps what was learned, and prints 
 import re
 import signal
 from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,15 +20,15 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from tinyldm import InputError, cli, ranks
-from tinyldm.files import check_unused, take_folder
+from tinyldm.concepts import Learner, Shard, check_new, learn_together, parse_shard
+from tinyldm.files import take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import advice_for_diffusers, listed, load_embeddings, split_word
-from tinyldm.images import read_images, to_tensor
+from tinyldm.images import find_images, read_images, to_tensor
 from tinyldm.inversion import TEMPLATES, Batch, Pictures, known_norm, read_templates, templates_for, vectors_of
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion, Learning
 from tinyldm.recipes import RECIPES, Lesson, composed
@@ -39,10 +41,14 @@ LOSS_SCALE = 4096.0
 
 def inversion_loss(model: LatentDiffusion, batch: Batch, words: dict[str, Tensor]) -> Tensor:
     """Equation 2's expectation on one batch: the frozen model's squared error when it reads the words' vectors."""
+    return squared_error(model, batch, model.context(batch.captions, words)).mean()
+
+
+def squared_error(model: LatentDiffusion, batch: Batch, context: Tensor) -> Tensor:
+    """(b, c, h, w), from what the captions became, (b, tokens, width)."""
     z_0, eps, t = (x.to(model.device) for x in (batch.z_0, batch.eps, batch.t))
     z_t = model.schedule.add_noise(z_0, eps, t)
-    output = model.predict(z_t, t, model.context(batch.captions, words))
-    return F.mse_loss(output, model.schedule.target(z_0, eps, t))
+    return (model.predict(z_t, t, context) - model.schedule.target(z_0, eps, t)).square()
 
 
 def main(arguments: list[str]) -> int:
@@ -50,41 +56,28 @@ def main(arguments: list[str]) -> int:
     device = cli.choose_device(options.device)
     ranks.join(device)
     templates = read_templates(options.templates) if options.templates else None
+    if options.images:
+        find_images(options.images)  # raises an error before the weights are read
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
     fill_in_defaults(options, checkpoint.defaults)
     ranks.check_batch(options.batch)
-    recipe = composed(options.recipe)
-    paths, images = zip(*read_images(options.images, options.size), strict=True)
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
     del checkpoint  # it would keep its file mapped into memory
-    model.check_size(options.size, options.size, options.batch, learning=True)
-
-    # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
-    word = recipe.word(model, options.token, first_vectors(model, options), len(images))
-    captions = recipe.captions(model, options.token, paths, templates or templates_for(model, options.property))
-    pictures = Pictures(*encode(model, images), word.captions(captions))
-    model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
-    if not options.resume:
-        options.out = ranks.from_first(lambda: take_folder(options.out, folder_for(options.token)))
-
+    model.check_size(options.size, options.size, options.batch * options.together, learning=True)
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
-    lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
-    vectors = ranks.from_first(lambda: recipe.start(lesson).cpu()).to(model.device).requires_grad_()
-    word.vectors = vectors
-    lr = options.lr * recipe.lr
-    optimizer = recipe.optimizer(vectors, known_norm(model), lr)  # which may bring them to another length
-    first = vectors.detach().clone()
-    stop, run_class = recipe.stop(lesson, options.steps), Follower if ranks.rank() else Run
-    run = run_class(options, weights_sha256, images, pictures.captions, word, optimizer, stop)
-    run.resume() if options.resume else run.start(images)
+    begin = partial(begin_word, templates=templates, weights_sha256=weights_sha256, loss_scale=loss_scale)
+    if options.concepts:
+        return learn_together(model, options, begin, squared_error, loss_scale)
+
+    _, recipe, word, first, pictures, optimizer, lr, run = begin(model, options)
     for step in run.steps(model):
         # Add noise to the latents and let the model, which reads the word, say what was added.
         done = step / options.steps
         batch = ranks.part(recipe.draw(pictures, model.schedule, options.batch, run.generator))
         loss = inversion_loss(model, batch, word.now(done))
         # All it can change to do so better is the word.
-        (loss_scale * (loss + recipe.penalty(vectors, first))).backward()
-        vectors.grad = ranks.mean(vectors.grad) / loss_scale
+        (loss_scale * (loss + recipe.penalty(word.vectors, first))).backward()
+        word.vectors.grad = ranks.mean(word.vectors.grad) / loss_scale
         optimizer.param_groups[0]["lr"] = lr * recipe.rate(done)
         optimizer.step()
         optimizer.zero_grad()
@@ -93,6 +86,36 @@ def main(arguments: list[str]) -> int:
     if advice := advice_for_diffusers(options.token, run.learned):
         print(advice)
     return run.status
+
+
+def begin_word(
+    model: LatentDiffusion,  # that will know the word
+    options: Namespace,
+    templates: Sequence[str] | None,
+    weights_sha256: str,
+    loss_scale: float,
+) -> Learner:
+    """All there is before the first step, or before the one that --resume goes on with."""
+    paths, images = zip(*read_images(options.images, options.size), strict=True)
+    # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
+    recipe = composed(options.recipe)
+    word = recipe.word(model, options.token, first_vectors(model, options), len(images))
+    captions = recipe.captions(model, options.token, paths, templates or templates_for(model, options.property))
+    pictures = Pictures(*encode(model, images), word.captions(captions))
+    model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
+    if not options.resume:
+        options.out = ranks.from_first(lambda: take_folder(options.out, folder_for(options.token)))
+
+    lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
+    start = ranks.from_first(lambda: recipe.start(lesson).cpu())
+    word.vectors = start.to(model.device).requires_grad_()
+    lr = options.lr * recipe.lr
+    optimizer = recipe.optimizer(word.vectors, known_norm(model), lr)  # which may bring them to another length
+    first = word.vectors.detach().clone()
+    stop, run_class = recipe.stop(lesson, options.steps), Follower if ranks.rank() else Run
+    run = run_class(options, weights_sha256, images, pictures.captions, word, optimizer, stop)
+    run.resume() if options.resume else run.start(images)
+    return Learner(model, recipe, word, first, pictures, optimizer, lr, run)
 
 
 def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
@@ -147,8 +170,15 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
 def parse_options(arguments: list[str]) -> Namespace:
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--images", type=cli.path, required=True, metavar="DIR", help="a folder with about three to five pictures")
-    add("--token", required=True, help='the new word, in quotes because of the shell: "S*"')
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--images", type=cli.path, metavar="DIR", help="a folder with about three to five pictures")
+    given.add_argument(
+        "--concepts",
+        type=cli.path,
+        metavar="DIR",
+        help="a folder of such folders: the word of each is the folder's name, or what token.txt in it says",
+    )
+    add("--token", help='the new word, in quotes because of the shell: "S*"')
     cli.add_model_options(parser)
     add(
         "--init",
@@ -188,15 +218,34 @@ def parse_options(arguments: list[str]) -> Namespace:
         action="store_true",
         help="go on with the run in --out, given the same options; bit for bit on a CPU, with as many threads",
     )
+    add(
+        "--together",
+        type=cli.whole_number(1, 1000),
+        default=1,
+        metavar="N",
+        help="of --concepts, words to learn at a time, each with --batch pictures a step (%(default)s)",
+    )
+    add(
+        "--shard",
+        type=parse_shard,
+        default=Shard(1, 1),
+        metavar="I/N",
+        help="of --concepts, the I-th of N parts, for jobs on N computers that share --out",
+    )
     options = parser.parse_args(arguments)
-
-    if options.resume:
+    if bool(options.token) == bool(options.concepts):
+        expected = "--images with --token, or --concepts alone, whose folders are the words"
+        raise InputError(f"{'both --concepts and --token' if options.token else 'no --token'}, expected {expected}")
+    if options.concepts and ranks.started_by_torchrun():
+        raise InputError("--concepts does not run under torchrun; start a command for each GPU, each with its --shard")
+    if options.images and (options.shard.count > 1 or options.together > 1):
+        raise InputError("--shard and --together are for many words; give --concepts instead of --images")
+    if options.concepts:
+        options.out = options.out or Path("outputs", options.concepts.absolute().name)
+    elif options.resume:
         options.out = options.out or folder_for(options.token)
     elif options.out:
-        if (options.out / "embedding.safetensors").exists():
-            found = f"{options.out} already holds a learned word"
-            raise InputError(f"{found}; add --resume to go on, or choose another --out")
-        check_unused(options.out)
+        check_new(options.out)
     return options
 
 

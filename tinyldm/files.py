@@ -91,6 +91,12 @@ def lock_folder(folder: Path) -> None:
         LOCKS[folder.resolve()] = descriptor
 
 
+def release_folder(folder: Path) -> None:
+    """Let other runs into the folder, if this process kept them out."""
+    if (descriptor := LOCKS.pop(folder.resolve(), None)) is not None:
+        os.close(descriptor)
+
+
 def check_is_file(path: str | Path) -> None:
     """Raises InputError for a pipe, which can wait for ever, and a device, which may never end. A folder can't be
     opened anyway."""

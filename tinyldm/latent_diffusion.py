@@ -3,10 +3,11 @@
 A learned word is one entry of a dictionary `words` on its whole way: the word -> its vectors, (vectors, width) float32.
 """
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -94,6 +95,12 @@ class LatentDiffusion:
         for network in self.networks():
             network.to(device=device, dtype=dtype).eval().requires_grad_(False)
         return self
+
+    def with_own_words(self) -> "LatentDiffusion":
+        """The same networks; words that are added there are not known here, nor the other way round."""
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.placeholders = dict(tokenizer.placeholders)
+        return replace(self, tokenizer=tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,7 +35,8 @@ from tinyldm.recipes import AtTheEnd, Word
 
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
-FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out"}  # between a run and its --resume
+# Options that may change between a run and its --resume: how far and where, not what is learned.
+FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out", "concepts", "shard", "together"}
 MAX_SETTINGS_BYTES, MAX_STATE_BYTES, MAX_LOG_BYTES = 10**5, 10**7, 10**8  # of the files that --resume reads
 START_ANEW = "to start anew, leave out --resume and choose a new --out"
 LOG_LINE = "{},{:.6f},{:.4f}\n"  # of loss.csv: step, loss and mean norm of the vectors
@@ -178,20 +179,24 @@ class Run:
 
         Ctrl-C or another signal to stop ends them after the step that it comes in.
         """
-        options = self.options
-        bar = tqdm(total=options.steps, initial=self.done, desc=f"learning {options.token}")
+        bar = tqdm(total=self.options.steps, initial=self.done, desc=f"learning {self.options.token}")
         with bar, cli.stop_on_signal() as stopping:
-            while not ranks.highest(self.finished or stopping()):
-                if self.is_to_be_seen:
-                    self.preview(model)
-                self.before = self.learned
-                yield self.done
+            for step in self.steps_until(stopping, model):
+                yield step
                 bar.update()
                 bar.set_postfix(loss=f"{self.loss:.4f}")
-                if self.done % options.save_every == 0:
-                    self.save()
             stopped = ranks.highest(stopping())
             self.status = 0 if self.finished else stopped
+
+    def steps_until(self, stopping: Callable[[], int], model: LatentDiffusion) -> Iterator[int]:
+        """The same without a bar, until stopping() is true before a step."""
+        while not ranks.highest(self.finished or stopping()):
+            if self.is_to_be_seen:
+                self.preview(model)
+            self.before = self.learned
+            yield self.done
+            if self.done % self.options.save_every == 0:
+                self.save()
         self.save()
         if self.finished:
             self.preview(model)
@@ -298,6 +303,13 @@ class Run:
             # A path that begins with a dash would be an option, if it stood alone.
             words += [f"{option}={value}"] if str(value).startswith("-") else [option, value] if value else []
         return cli.command(*words)
+
+
+def steps_done(folder: Path) -> int:
+    """Of the run in the folder, as far as it was saved; 0 if there is none, or if it can't be read."""
+    with suppress(OSError, InputError, SafetensorError, KeyError):
+        return int(load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))["done"])
+    return 0
 
 
 class Follower(Run):
