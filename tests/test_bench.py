@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 
 import bench
 import pytest
@@ -10,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from bench import WORKS
 from conftest import ROOT
+from helpers import works
 from helpers.memory import Anonymous
+from helpers.pretend import PretendDevice
 
 from tinyldm import InputError
+from tinyldm.latent_diffusion import LatentDiffusion
 
 
 def options(*words: str):
@@ -32,12 +36,32 @@ def test_every_work_of_either_side_runs_and_a_step_changes_one_row_alone(monkeyp
         changed.append((rows, before))
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
-    works = {"tinyldm": bench.ours, "diffusers": bench.theirs}[side](options("--model", kind))
-    assert works.keys() == WORKS.keys()
-    for work in works.values():
+    there = {"tinyldm": works.ours, "diffusers": works.theirs}[side](options("--model", kind))
+    assert there.keys() == WORKS.keys() - {"sheet"}
+    for work in there.values():
         work()
     ((rows, before),) = changed
     assert [i for i, row in enumerate(rows) if not row.equal(before[i])] == [0]
+
+
+@pytest.mark.parametrize("kind", ["1.x", "2.x"])
+def test_our_works_mix_no_devices_and_wait_for_none(kind):
+    with PretendDevice() as device:
+        for work in works.ours(Namespace(**vars(options("--model", kind)) | {"device": "meta"})).values():
+            work()
+    assert device.waits == 0
+
+
+def test_a_sheet_is_24_pictures_in_the_checkpoints_own_steps(monkeypatch, quick):
+    made, predicted = [], []
+    decode, predict = LatentDiffusion.decode, LatentDiffusion.predict
+    monkeypatch.setattr(LatentDiffusion, "decode", lambda model, z: made.extend(decode(model, z)))
+    monkeypatch.setattr(LatentDiffusion, "predict", lambda model, *x: predicted.append(1) or predict(model, *x))
+    monkeypatch.setattr(works, "TINY", quick)  # of two steps
+    sheet = works.ours(options("--beside", str(ROOT)))["sheet"]
+    sheet()
+    assert len(made) == 24 and made[0].shape == (3, 64, 64)
+    assert len(predicted) == 2 * 24 / 4  # four pictures at a time
 
 
 def test_beside_another_checkout_each_round_is_timed_and_kept(tmp_path):
@@ -52,8 +76,9 @@ def test_beside_another_checkout_each_round_is_timed_and_kept(tmp_path):
     assert ended.stdout.splitlines()[2].startswith("| encoding | ")
 
 
-def test_operations_of_attention_count():
-    q = torch.randn(1, 2, 16, 8, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operations_of_attention_count(dtype):
+    q = torch.randn(1, 2, 16, 8, dtype=dtype, requires_grad=True)
     product = 2 * 2 * 16 * 16 * 8  # of queries and keys, or of what comes of it and the values
     with bench.FlopCounterMode(display=False, custom_mapping=bench.ATTENTION) as counter:
         out = F.scaled_dot_product_attention(q, q, q)
@@ -62,11 +87,25 @@ def test_operations_of_attention_count():
     assert counter.get_total_flops() == 7 * product  # the first one again, and four for the gradients
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradients_of_frozen_weights_are_not_made_and_do_not_count(dtype):
+    for layer, x in ((torch.nn.Conv2d(8, 16, 3), torch.randn(1, 8, 9, 9)), (torch.nn.Linear(8, 16), torch.ones(9, 8))):
+        layer, x = layer.to(dtype).requires_grad_(False), x.to(dtype).requires_grad_()
+        with bench.FlopCounterMode(display=False) as counter:
+            out = layer(x)
+            forward = counter.get_total_flops()
+            out.sum().backward()
+        assert counter.get_total_flops() == 2 * forward > 0
+
+
 def test_a_table_has_medians_extremes_ratios_and_shares():
     row = {"what": "step", "ours": [1.0, 2.0, 4.0], "theirs": [3.0, 4.0, 4.0], "ratio": 2.0, "share": 0.5}
     head, _, line = bench.as_table([row | {"memory": [5e8, 10**9]}], options("--model", "1.5"))
     assert head == "| 1.5, float32, cpu | ours | diffusers | ratio | peak | GB |"
     assert line == "| training step | 2 s (1 to 4) | 4 s (3 to 4) | 2.00 | 50% | 0.50, 1.00 |"
+
+
+# ---- What cannot be
 
 
 def test_memory_that_was_there_for_a_moment_counts():
@@ -81,9 +120,12 @@ def test_memory_that_was_there_for_a_moment_counts():
     [
         ([], "diffusers has no tiny checkpoint, expected --beside DIR or --model"),
         (["--beside", "nowhere"], "--beside nowhere is no checkout of this project"),
+        (["--model", "1.5", "--what", "sheet"], "--what sheet is of the tiny checkpoint; try --model tiny"),
+        (["--model", "1.5", "--device", "cuda"], "--device cuda found no GPU, expected one; try --device cpu"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(words, message):
+def test_what_cannot_be_compared_is_refused(monkeypatch, words, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=message):
         options(*words)
 
