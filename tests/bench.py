@@ -8,17 +8,26 @@ Each side is a process of its own and works while the other waits; a machine tha
 A ratio is the median over the rounds of the other side's seconds over ours. Where ours are told as a share of the peak,
 that is of the rate of a product of large matrices in the same numbers; PyTorch counts the operations. Memory is the
 most there was: of a CPU's the anonymous kind, which a mapped file is not; of a GPU's what PyTorch took.
+
+A start is a new process in each round, from its begin until its first training step is done. Ours is train.py,
+that of diffusers loads its pipeline. Of all models but the tiny checkpoint, both read random weights from a temporary
+folder (4.3 GB for 1.5 in float32), which they have read before, and train.py makes no preview, as diffusers makes none.
 """
 
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -29,11 +38,12 @@ if str(TESTS) not in sys.path:  # as pytest sets it; another checkout's own come
     sys.path += [str(TESTS), str(TESTS.parent)]
 
 from helpers.memory import Anonymous
-from helpers.works import ours, seconds_of, theirs
+from helpers.works import TINY, TOKEN, ours, save_random, seconds_of, theirs
 
 from tinyldm import InputError, cli
 
 WORKS = {
+    "start": "start, until a step is done",
     "step": "training step",
     "sample": "two steps of DDIM with guidance",
     "sheet": "a sheet of 24 pictures",
@@ -89,8 +99,9 @@ class Side:
 
     def __init__(self, kind: str, tree: Path, options: Namespace):
         command = [sys.executable, __file__, "--serve", kind]
-        for name in ("model", "dtype", "device", "size"):
-            command += [f"--{name}", str(getattr(options, name))]
+        for name in ("model", "dtype", "device", "size", "weights"):
+            if value := getattr(options, name):
+                command += [f"--{name}", str(value)]
         environment = os.environ | {"PYTHONPATH": str(tree)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
@@ -112,9 +123,11 @@ def compared(options: Namespace) -> list[dict[str, object]]:
     """A row for each work: seconds of each round of both sides, and what comes of them."""
     other = DIFFUSERS if options.beside == DIFFUSERS else OURS
     tree = TESTS.parent if options.beside == DIFFUSERS else Path(options.beside).absolute()
-    sides = [Side(OURS, TESTS.parent, options), Side(other, tree, options)]
+    kinds, works = [(OURS, TESTS.parent), (other, tree)], [what for what in options.what if what != "start"]
+    rows = [start_row(kinds, options)] if "start" in options.what else []  # while no side keeps its memory
+    sides = [Side(*kind, options) for kind in kinds if works]
     try:
-        return [row(what, sides, options) for what in options.what]
+        return rows + [row(what, sides, options) for what in works]
     finally:
         for side in sides:
             side.end()
@@ -138,6 +151,85 @@ def timed(what: str, rounds: list[list[float]]) -> dict[str, object]:
     return {"what": what, **seconds, "ratio": median(theirs / ours for ours, theirs in rounds)}
 
 
+# ---- From a process's begin to its first training step
+
+IMAGES = TESTS.parent / "examples" / "striped-circle"
+WITHOUT_PREVIEWS = """
+import sys, train
+from tinyldm.run import Run
+Run.preview = lambda *_: None
+train.main(sys.argv[1:])
+"""
+
+
+def start_row(kinds: list[tuple[str, Path]], options: Namespace) -> dict[str, object]:
+    """kinds: of each side, and the checkout that it is of. The first round is left out: it fills the page cache."""
+    with TemporaryDirectory() as name:
+        folder, weights = Path(name), TINY
+        if options.model != "tiny":
+            weights = folder / "weights"
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # its memory goes with it
+                process.submit(save_random, weights, options.model, options.dtype).result()
+        options = Namespace(**vars(options) | {"weights": weights})
+
+        def begin(kind: str, tree: Path) -> float:
+            return start_of_diffusers(options) if kind == DIFFUSERS else start_of_train(tree, folder, options)
+
+        rounds = [[begin(*kind) for kind in kinds] for _ in tqdm(range(1 + options.rounds), desc=WORKS["start"])]
+    return timed("start", rounds[1:])
+
+
+def start_of_diffusers(options: Namespace) -> float:
+    start = time.perf_counter()
+    side = Side(DIFFUSERS, TESTS.parent, options)
+    try:
+        side.ask("step")
+        return time.perf_counter() - start
+    finally:
+        side.end()
+
+
+def start_of_train(tree: Path, folder: Path, options: Namespace) -> float:
+    """folder: where its run may be kept for a while, and what it remembers of weights."""
+    if options.model == "tiny":
+        program, more = ["train.py"], ["--images", IMAGES]
+    else:  # one picture a step, as on the other side
+        (folder / "images").mkdir(exist_ok=True)
+        shutil.copy(min(IMAGES.iterdir()), folder / "images")
+        program, more = ["-c", WITHOUT_PREVIEWS], ["--images", folder / "images", "--init", "a", "--batch", 1]
+    for name in ("weights", "dtype", "device", "size"):
+        more += [f"--{name}", getattr(options, name)]
+    words = [*program, "--token", TOKEN, *more]
+    environment = os.environ | {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": str(folder)}
+    return seconds_to_first_step([sys.executable, *map(str, words)], tree, folder / "run", environment)
+
+
+def seconds_to_first_step(command: list[str], tree: Path, out: Path, environment: dict[str, str]) -> float:
+    """Until the run in `out` has logged a step; then it is ended, and its folder goes."""
+    with TemporaryFile() as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--out", str(out)], cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=said
+        )
+        try:
+            while not is_logged(out / "loss.csv"):
+                if process.poll() is not None:
+                    said.seek(0)
+                    why = said.read().decode(errors="replace").strip().splitlines()[-1:]
+                    raise InputError(f"train.py ended before its first step: {' '.join(why)}")
+                time.sleep(0.002)
+            return time.perf_counter() - start
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(out, ignore_errors=True)
+
+
+def is_logged(log: Path) -> bool:
+    """Whether a line of a step follows the names of the columns."""
+    return log.exists() and log.read_bytes().count(b"\n") > 1
+
+
 # ---- What is told
 
 
@@ -149,8 +241,9 @@ def as_table(rows: list[dict[str, object]], options: Namespace) -> Iterator[str]
             f"{median(found[side]):.3g} s ({min(found[side]):.3g} to {max(found[side]):.3g})"
             for side in ("ours", "theirs")
         )
-        memory = ", ".join(f"{value / 1e9:.2f}" for value in found["memory"])
-        yield f"| {WORKS[found['what']]} | {sides} | {found['ratio']:.2f} | {found['share']:.0%} | {memory} |"
+        share = f"{found['share']:.0%}" if "share" in found else ""  # of a start neither is measured
+        memory = ", ".join(f"{value / 1e9:.2f}" for value in found.get("memory", []))
+        yield f"| {WORKS[found['what']]} | {sides} | {found['ratio']:.2f} | {share} | {memory} |"
 
 
 def main(arguments: list[str]) -> None:
@@ -176,6 +269,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--rounds", type=cli.whole_number(1), default=5, metavar="N", help="%(default)s")
     add("--json", type=cli.path, metavar="FILE", help="every round's seconds besides")
     add("--serve", choices=[OURS, DIFFUSERS], help="be one side; the command itself starts both so")
+    add("--weights", type=cli.path, metavar="DIR", help="what diffusers' side loads; the command itself says so")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda found no GPU, expected one; try --device cpu")

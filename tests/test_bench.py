@@ -1,8 +1,10 @@
 """The bench: every work runs on both sides, and what it tells of their seconds is right."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import bench
@@ -17,6 +19,7 @@ from helpers.pretend import PretendDevice
 
 from tinyldm import InputError
 from tinyldm.latent_diffusion import LatentDiffusion
+from tinyldm.run import Run
 
 
 def options(*words: str):
@@ -37,7 +40,7 @@ def test_every_work_of_either_side_runs_and_a_step_changes_one_row_alone(monkeyp
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     there = {"tinyldm": works.ours, "diffusers": works.theirs}[side](options("--model", kind))
-    assert there.keys() == WORKS.keys() - {"sheet"}
+    assert there.keys() == WORKS.keys() - {"start", "sheet"}
     for work in there.values():
         work()
     ((rows, before),) = changed
@@ -103,6 +106,52 @@ def test_a_table_has_medians_extremes_ratios_and_shares():
     head, _, line = bench.as_table([row | {"memory": [5e8, 10**9]}], options("--model", "1.5"))
     assert head == "| 1.5, float32, cpu | ours | diffusers | ratio | peak | GB |"
     assert line == "| training step | 2 s (1 to 4) | 4 s (3 to 4) | 2.00 | 50% | 0.50, 1.00 |"
+    *_, line = bench.as_table([bench.timed("start", [[1.0, 2.0], [4.0, 6.0], [2.0, 3.0]])], options("--model", "1.5"))
+    assert line == "| start, until a step is done | 2 s (1 to 4) | 3 s (2 to 6) | 1.50 |  |  |"
+
+
+# ---- Starts
+
+LEARNS = """
+import pathlib, sys, time
+out = pathlib.Path(sys.argv[-1])
+out.mkdir()
+(out / "loss.csv").write_text("step,loss,norm\\n")
+time.sleep(0.5)
+(out / "loss.csv").write_text("step,loss,norm\\n1,0.1,0.2\\n")
+time.sleep(60)
+"""
+
+
+def first_step(program: str, folder) -> float:
+    return bench.seconds_to_first_step([sys.executable, "-c", program], folder, folder / "run", {**os.environ})
+
+
+def test_a_start_lasts_until_the_first_step_is_logged_and_leaves_nothing(tmp_path):
+    start = time.perf_counter()
+    seconds = first_step(LEARNS, tmp_path)
+    assert 0.5 < seconds < time.perf_counter() - start < 30
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_run_that_ends_before_its_first_step_tells_why_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"^train.py ended before its first step: ValueError: no weights$"):
+        first_step("raise ValueError('no weights')", tmp_path)
+
+
+def test_both_sides_learn_from_the_weights_that_a_start_is_measured_with(tmp_path, monkeypatch):
+    works.save_random(tmp_path / "weights", "1.x", "float32")
+    asked = options("--model", "1.x", "--weights", str(tmp_path / "weights"))
+    works.theirs(asked)["step"]()
+    found = []
+    monkeypatch.setattr(bench, "seconds_to_first_step", lambda *words: found.append(words))
+    bench.start_of_train(ROOT, tmp_path, asked)
+    (((_, _, program, *words), _, out, _),) = found
+    monkeypatch.setattr(sys, "argv", ["-c", *words, "--out", str(out), "--steps", "1"])
+    monkeypatch.setattr(Run, "preview", Run.preview)  # which the program changes, and pytest puts back
+    exec(program, {})
+    assert bench.is_logged(out / "loss.csv")
+    assert [file.name for file in (out / "previews").iterdir()] == ["training.png"]
 
 
 # ---- What cannot be

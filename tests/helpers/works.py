@@ -131,7 +131,7 @@ def training_step(
 
 
 def theirs(options: Namespace) -> dict[str, Work]:
-    """What its textual_inversion.py does in a step, and its pipeline."""
+    """What its textual_inversion.py does in a step, and its pipeline; of random weights, from --weights if given."""
     pipe, size = their_pipeline(options), options.size
     unet, vae, text = pipe.unet, pipe.vae, pipe.text_encoder
     for part in (unet, vae, text):
@@ -172,7 +172,21 @@ def theirs(options: Namespace) -> dict[str, Work]:
 def their_pipeline(options: Namespace):
     """On its device, in its numbers."""
     dtype = cli.DTYPES[options.dtype]
-    from helpers.public import pipeline
+    if not options.weights:
+        from helpers.public import pipeline
 
-    # A new one: a step changes its table, and tests share the one that is kept.
-    return pipeline.__wrapped__(options.model).to(options.device, dtype)
+        # A new one: a step changes its table, and tests share the one that is kept.
+        return pipeline.__wrapped__(options.model).to(options.device, dtype)
+    # helpers.public is left out: its imports would count as theirs.
+    from diffusers import StableDiffusionPipeline
+
+    parts = {"safety_checker": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline.from_pretrained(options.weights, torch_dtype=dtype, **parts).to(options.device)
+
+
+def save_random(folder: Path, kind: str, dtype: str) -> None:
+    """Write a random pipeline as diffusers has it, in these numbers, with the merges that our side reads besides."""
+    from helpers.public import pipeline, save_folder
+
+    pipeline(kind).to(cli.DTYPES[dtype])
+    save_folder(folder, kind)
