@@ -3,6 +3,7 @@
     python tests/bench.py --beside ../old                 the tiny checkpoint here and there
     python tests/bench.py --model 1.5                     random weights of Stable Diffusion 1.5's size, and diffusers
     python tests/bench.py --model 1.5 --dtype bfloat16 --what step --json step.json
+    python tests/bench.py --growth growth.png             a step here alone, with more vectors, pictures, pixels, …
 
 Each side is a process of its own and works while the other waits; a machine that is slower for a while is so for both.
 A ratio is the median over the rounds of the other side's seconds over ours. Where ours are told as a share of the peak,
@@ -250,11 +251,20 @@ def main(arguments: list[str]) -> None:
     options = parse_options(arguments)
     if options.serve:
         return serve(options)
-    rows = compared(options)
-    print("\n".join(as_table(rows, options)))
+    if options.growth:
+        from helpers.growth import draw_growth, growth, growth_table, new_figure
+
+        new_figure(1, 1)  # without matplotlib it ends now
+        found = growth(options)
+        print("\n".join(growth_table(found)))
+        draw_growth(found, options)
+        kept = {"growth": found}
+    else:
+        kept = {"rows": compared(options)}
+        print("\n".join(as_table(kept["rows"], options)))
     if options.json:
         asked = {name: value for name, value in vars(options).items() if isinstance(value, str | int | list)}
-        options.json.write_text(json.dumps(asked | {"rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps(asked | kept, indent=1) + "\n")
 
 
 def parse_options(arguments: list[str]) -> Namespace:
@@ -263,6 +273,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--model", choices=["tiny", "1.5", "2.1", "1.x", "2.x"], default="tiny", help="1.x, 2.x: small ones (tiny)")
     add("--beside", metavar="DIR", help="a checkout of this project (default: diffusers)")
     add("--what", nargs="+", choices=list(WORKS), help="default: all")
+    add("--growth", type=cli.path, metavar="FILE", help="a plot: a step, here alone, with more vectors, pixels, …")
     add("--dtype", choices=list(cli.DTYPES), default="float32")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--size", type=cli.whole_number(8), metavar="PIXELS", help="of pictures (default: the model's)")
@@ -274,6 +285,10 @@ def parse_options(arguments: list[str]) -> Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda found no GPU, expected one; try --device cpu")
     options.size = options.size or {"tiny": 64, "1.5": 512, "2.1": 768}.get(options.model, 32)
+    if options.growth:
+        if options.beside or options.what:
+            raise InputError("--growth is of this checkout's step alone; leave out --beside and --what")
+        return options
     if options.model == "tiny" and not options.beside and not options.serve:
         raise InputError("diffusers has no tiny checkpoint, expected --beside DIR or --model; try --model 1.5")
     options.beside = options.beside or DIFFUSERS

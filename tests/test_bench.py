@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from bench import WORKS
 from conftest import ROOT
-from helpers import works
+from helpers import growth, works
 from helpers.memory import Anonymous
 from helpers.pretend import PretendDevice
+from PIL import Image
 
 from tinyldm import InputError
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -154,6 +155,23 @@ def test_both_sides_learn_from_the_weights_that_a_start_is_measured_with(tmp_pat
     assert [file.name for file in (out / "previews").iterdir()] == ["training.png"]
 
 
+# ---- Growth
+
+
+def test_growth_is_told_drawn_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(growth, "VALUES", {"vectors": (1, 2), "vocabulary": (958, 2000), "batch": (1, 2)})
+    monkeypatch.setattr(growth, "SMALL", (32, 64))
+    words = ["--growth", tmp_path / "a.png", "--json", tmp_path / "a.json", "--model", "1.x", "--rounds", "2"]
+    bench.main([*map(str, words)])
+    kept = json.loads((tmp_path / "a.json").read_text())["growth"]
+    values = {name: [*map(int, seconds)] for name, seconds in kept.items()}
+    assert values == {"vectors": [1, 2], "vocabulary": [958, 2000], "batch": [1, 2], "pixels": [32, 64]}
+    assert all(len(seconds) == 2 and min(seconds) > 0 for of in kept.values() for seconds in of.values())
+    vectors, *_, pixels = capsys.readouterr().out.splitlines()
+    assert vectors.startswith("vectors: 1 0.") and pixels.startswith("pixels: 32 0.")
+    assert Image.open(tmp_path / "a.png").width > 1000
+
+
 # ---- What cannot be
 
 
@@ -169,6 +187,7 @@ def test_memory_that_was_there_for_a_moment_counts():
     [
         ([], "diffusers has no tiny checkpoint, expected --beside DIR or --model"),
         (["--beside", "nowhere"], "--beside nowhere is no checkout of this project"),
+        (["--growth", "a.png", "--what", "step"], "--growth is of this checkout's step alone; leave out"),
         (["--model", "1.5", "--what", "sheet"], "--what sheet is of the tiny checkpoint; try --model tiny"),
         (["--model", "1.5", "--device", "cuda"], "--device cuda found no GPU, expected one; try --device cpu"),
     ],
