@@ -3,26 +3,34 @@
     python tests/bench.py --beside ../old                 the tiny checkpoint here and there
     python tests/bench.py --model 1.5                     random weights of Stable Diffusion 1.5's size, and diffusers
     python tests/bench.py --model 1.5 --dtype bfloat16 --what step --json step.json
+    python tests/bench.py --growth growth.png             a step here alone, with more vectors, pictures, pixels, …
 
 Each side is a process of its own and works while the other waits; a machine that is slower for a while is so for both.
 A ratio is the median over the rounds of the other side's seconds over ours. Where ours are told as a share of the peak,
-that is of the rate of a product of matrices of 2048x2048 in the same numbers; PyTorch counts the operations. Memory is
-the most there was: of a CPU's the anonymous kind, which a mapped file is not; of a GPU's what PyTorch took.
+that is of the rate of a product of large matrices in the same numbers; PyTorch counts the operations. Memory is the
+most there was: of a CPU's the anonymous kind, which a mapped file is not; of a GPU's what PyTorch took.
+
+A start is a new process in each round, from its begin until its first training step is done. Ours is train.py,
+that of diffusers loads its pipeline. Of all models but the tiny checkpoint, both read random weights from a temporary
+folder (4.3 GB for 1.5 in float32), which they have read before, and train.py makes no preview, as diffusers makes none.
 """
 
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
-import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 
@@ -31,19 +39,20 @@ if str(TESTS) not in sys.path:  # as pytest sets it; another checkout's own come
     sys.path += [str(TESTS), str(TESTS.parent)]
 
 from helpers.memory import Anonymous
+from helpers.works import TINY, TOKEN, ours, save_random, seconds_of, theirs
 
 from tinyldm import InputError, cli
-from tinyldm.latent_diffusion import LatentDiffusion
 
 WORKS = {
+    "start": "start, until a step is done",
     "step": "training step",
     "sample": "two steps of DDIM with guidance",
+    "sheet": "a sheet of 24 pictures",
     "decode": "decoding",
     "encode": "encoding",
 }
 OURS, DIFFUSERS = "tinyldm", "diffusers"
-PROMPT = "a photo of a S*"
-MATRIX = 2048
+MATRIX = {"cpu": 2048, "cuda": 8192}  # of a smaller one, a GPU is done before the next is asked for
 
 ATTENTION = {  # on a CPU, which the counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -52,117 +61,13 @@ ATTENTION = {  # on a CPU, which the counter does not know
     ),
 }
 
-Work = Callable[[], object]
-
-
-# ---- One side's works. Each is called once before it counts.
-
-
-def ours(options: Namespace) -> dict[str, Work]:
-    """Of the checkout that Python finds first."""
-    from tinyldm.formats.checkpoint import load_checkpoint
-    from tinyldm.inversion import Pictures, templates_for, vectors_of
-    from tinyldm.recipes import composed
-    from train import inversion_loss
-
-    device, dtype = options.device, cli.DTYPES[options.dtype]
-    if options.model == "tiny":
-        model = load_checkpoint(TESTS.parent / "weights" / "tiny", device, dtype)
-        batch = model.defaults.batch
-    else:
-        model, batch = random_model(options.model).to(device, dtype), 1
-    size = options.size
-    model.check_size(size, size)
-    recipe = composed("low-variance,falling")
-    word = recipe.word(model, "S*", vectors_of(model, "circle" if options.model == "tiny" else "a")[:1], 1)
-    vectors = word.vectors.requires_grad_()
-    captions = word.captions(recipe.captions(model, "S*", [Path("a")], templates_for(model, "object")))
-    pixels = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pictures = Pictures(*(x.cpu() for x in model.encode(pixels)), captions)
-    optimizer = torch.optim.AdamW([vectors], lr=1e-3)
-    generator = torch.Generator().manual_seed(0)
-    z_0 = torch.randn(1, *model.latent_shape(size, size), generator=generator).to(device)
-
-    def step() -> None:
-        drawn = recipe.draw(pictures, model.schedule, batch, generator)
-        inversion_loss(model, drawn, word.now(0)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def sample() -> None:
-        count = 4 if options.model == "tiny" else 1
-        shape = {"height": size, "width": size}
-        for _ in model.generate([PROMPT] * count, range(count), words=word.now(0), steps=2, guidance=7.5, **shape):
-            pass
-
-    return {
-        "step": step,
-        "sample": sample,
-        "decode": lambda: model.decode(z_0),
-        "encode": lambda: model.encode(pixels),
-    }
-
-
-def random_model(kind: str) -> LatentDiffusion:
-    from helpers.public import SHAPES, merges
-
-    from tinyldm.autoencoder import AutoencoderKL
-    from tinyldm.clip import CLIPTextEncoder
-    from tinyldm.schedule import NoiseSchedule
-    from tinyldm.tokenizer import Tokenizer
-    from tinyldm.unet import UNet
-
-    shape = SHAPES[kind]
-    networks = CLIPTextEncoder(shape.text), UNet(shape.unet), AutoencoderKL(shape.autoencoder)
-    return LatentDiffusion(Tokenizer(merges(shape)), *networks, NoiseSchedule())
-
-
-def theirs(options: Namespace) -> dict[str, Work]:
-    """What diffusers' textual_inversion.py does in a step, and its pipeline."""
-    from helpers.public import pipeline
-
-    pipe = pipeline(options.model).to(options.device, cli.DTYPES[options.dtype])
-    unet, vae, text, size = pipe.unet, pipe.vae, pipe.text_encoder, options.size
-    for part in (unet, vae, text):
-        part.requires_grad_(False)
-    table = text.get_input_embeddings().weight.requires_grad_()
-    optimizer, old = torch.optim.AdamW([table], lr=1e-3), table.detach().clone()
-    learned = torch.zeros(len(table), dtype=torch.bool)
-    learned[0] = True
-    scale = vae.config.scaling_factor
-    ids = pipe.tokenizer([PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    ids[0, 1], pixels = 0, (torch.rand(1, 3, size, size) * 2 - 1).to(unet.device, unet.dtype)
-    z_0 = vae.encode(pixels).latent_dist.mean
-
-    def step() -> None:
-        latents = vae.encode(pixels).latent_dist.sample().detach() * scale
-        eps, t = torch.randn_like(latents), torch.randint(1000, (1,), device=latents.device)
-        noisy = pipe.scheduler.add_noise(latents, eps, t)
-        context = text(ids.to(latents.device))[0].to(latents.dtype)
-        F.mse_loss(unet(noisy, t, context).sample.float(), eps.float()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():  # all rows but the new one are put back
-            table[~learned] = old[~learned]
-
-    @torch.no_grad()
-    def sample() -> None:
-        pipe(PROMPT, num_inference_steps=2, guidance_scale=7.5, height=size, width=size, output_type="latent")
-
-    return {
-        "step": step,
-        "sample": sample,
-        "decode": torch.no_grad()(lambda: vae.decode(z_0 / scale).sample),
-        "encode": torch.no_grad()(lambda: vae.encode(pixels).latent_dist),
-    }
-
 
 # ---- A side's process: the name of a work in, a line of JSON out
 
 
 def serve(options: Namespace) -> None:
+    """Do what stdin asks for, each work once without counting it before it counts."""
     works = {OURS: ours, DIFFUSERS: theirs}[options.serve](options)
-    synchronize = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     for line in sys.stdin:
         if (what := line.strip()) == "peak":
             answer = {"flops": peak(options)}
@@ -170,28 +75,21 @@ def serve(options: Namespace) -> None:
             with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
                 works[what.removeprefix("count ")]()
             answer = {"operations": counter.get_total_flops()}
+        elif options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            answer = {"seconds": seconds_of(works[what], "cuda"), "memory": torch.cuda.max_memory_allocated()}
         else:
-            is_cuda = options.device == "cuda"
-            if is_cuda:
-                torch.cuda.reset_peak_memory_stats()
             with Anonymous() as memory:
-                start = time.perf_counter()
-                works[what]()
-                synchronize()
-                answer = {"seconds": time.perf_counter() - start}
-            answer["memory"] = torch.cuda.max_memory_allocated() if is_cuda else memory.highest
+                answer = {"seconds": seconds_of(works[what], options.device)}
+            answer["memory"] = memory.highest
         print(json.dumps(answer), flush=True)
 
 
 def peak(options: Namespace) -> float:
     """Operations a second of a product of matrices."""
-    a = torch.rand(MATRIX, MATRIX).to(options.device, cli.DTYPES[options.dtype])
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        seconds.append(time.perf_counter() - start)
-    return 2 * MATRIX**3 / min(seconds)
+    side = MATRIX[options.device]
+    a = torch.rand(side, side).to(options.device, cli.DTYPES[options.dtype])
+    return 2 * side**3 / min(seconds_of(lambda: a @ a, options.device) for _ in range(3))
 
 
 # ---- Both sides
@@ -202,8 +100,9 @@ class Side:
 
     def __init__(self, kind: str, tree: Path, options: Namespace):
         command = [sys.executable, __file__, "--serve", kind]
-        for name in ("model", "dtype", "device", "size"):
-            command += [f"--{name}", str(getattr(options, name))]
+        for name in ("model", "dtype", "device", "size", "weights"):
+            if value := getattr(options, name):
+                command += [f"--{name}", str(value)]
         environment = os.environ | {"PYTHONPATH": str(tree)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
@@ -225,9 +124,11 @@ def compared(options: Namespace) -> list[dict[str, object]]:
     """A row for each work: seconds of each round of both sides, and what comes of them."""
     other = DIFFUSERS if options.beside == DIFFUSERS else OURS
     tree = TESTS.parent if options.beside == DIFFUSERS else Path(options.beside).absolute()
-    sides = [Side(OURS, TESTS.parent, options), Side(other, tree, options)]
+    kinds, works = [(OURS, TESTS.parent), (other, tree)], [what for what in options.what if what != "start"]
+    rows = [start_row(kinds, options)] if "start" in options.what else []  # while no side keeps its memory
+    sides = [Side(*kind, options) for kind in kinds if works]
     try:
-        return [row(what, sides, options) for what in options.what]
+        return rows + [row(what, sides, options) for what in works]
     finally:
         for side in sides:
             side.end()
@@ -237,16 +138,100 @@ def row(what: str, sides: list[Side], options: Namespace) -> dict[str, object]:
     for side in sides:
         side.ask(what)
     answers = [[side.ask(what) for side in sides] for _ in tqdm(range(options.rounds), desc=WORKS[what])]
-    seconds = [[answer["seconds"] for answer in of_side] for of_side in zip(*answers, strict=True)]
+    found = timed(what, [[answer["seconds"] for answer in of_round] for of_round in answers])
     operations = sides[0].ask(f"count {what}")["operations"]
-    return {
-        "what": what,
-        "ours": seconds[0],
-        "theirs": seconds[1],
-        "ratio": median(theirs / ours for ours, theirs in zip(*seconds, strict=True)),
-        "share": operations / median(seconds[0]) / sides[0].ask("peak")["flops"],
+    return found | {
+        "share": operations / median(found["ours"]) / sides[0].ask("peak")["flops"],
         "memory": [max(answer["memory"] for answer in of_side) for of_side in zip(*answers, strict=True)],
     }
+
+
+def timed(what: str, rounds: list[list[float]]) -> dict[str, object]:
+    """rounds: seconds of our side and of the other."""
+    seconds = {side: [*of_side] for side, of_side in zip(("ours", "theirs"), zip(*rounds, strict=True), strict=True)}
+    return {"what": what, **seconds, "ratio": median(theirs / ours for ours, theirs in rounds)}
+
+
+# ---- From a process's begin to its first training step
+
+IMAGES = TESTS.parent / "examples" / "striped-circle"
+WITHOUT_PREVIEWS = """
+import sys, train
+from tinyldm.run import Run
+Run.preview = lambda *_: None
+train.main(sys.argv[1:])
+"""
+
+
+def start_row(kinds: list[tuple[str, Path]], options: Namespace) -> dict[str, object]:
+    """kinds: of each side, and the checkout that it is of. The first round is left out: it fills the page cache."""
+    with TemporaryDirectory() as name:
+        folder, weights = Path(name), TINY
+        if options.model != "tiny":
+            weights = folder / "weights"
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # its memory goes with it
+                process.submit(save_random, weights, options.model, options.dtype).result()
+        options = Namespace(**vars(options) | {"weights": weights})
+
+        def begin(kind: str, tree: Path) -> float:
+            return start_of_diffusers(options) if kind == DIFFUSERS else start_of_train(tree, folder, options)
+
+        rounds = [[begin(*kind) for kind in kinds] for _ in tqdm(range(1 + options.rounds), desc=WORKS["start"])]
+    return timed("start", rounds[1:])
+
+
+def start_of_diffusers(options: Namespace) -> float:
+    start = time.perf_counter()
+    side = Side(DIFFUSERS, TESTS.parent, options)
+    try:
+        side.ask("step")
+        return time.perf_counter() - start
+    finally:
+        side.end()
+
+
+def start_of_train(tree: Path, folder: Path, options: Namespace) -> float:
+    """folder: where its run may be kept for a while, and what it remembers of weights."""
+    if options.model == "tiny":
+        program, more = ["train.py"], ["--images", IMAGES]
+    else:  # one picture a step, as on the other side
+        (folder / "images").mkdir(exist_ok=True)
+        shutil.copy(min(IMAGES.iterdir()), folder / "images")
+        program, more = ["-c", WITHOUT_PREVIEWS], ["--images", folder / "images", "--init", "a", "--batch", 1]
+    for name in ("weights", "dtype", "device", "size"):
+        more += [f"--{name}", getattr(options, name)]
+    words = [*program, "--token", TOKEN, *more]
+    environment = os.environ | {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": str(folder)}
+    return seconds_to_first_step([sys.executable, *map(str, words)], tree, folder / "run", environment)
+
+
+def seconds_to_first_step(command: list[str], tree: Path, out: Path, environment: dict[str, str]) -> float:
+    """Until the run in `out` has logged a step; then it is ended, and its folder goes."""
+    with TemporaryFile() as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--out", str(out)], cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=said
+        )
+        try:
+            while not is_logged(out / "loss.csv"):
+                if process.poll() is not None:
+                    said.seek(0)
+                    why = said.read().decode(errors="replace").strip().splitlines()[-1:]
+                    raise InputError(f"train.py ended before its first step: {' '.join(why)}")
+                time.sleep(0.002)
+            return time.perf_counter() - start
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(out, ignore_errors=True)
+
+
+def is_logged(log: Path) -> bool:
+    """Whether a line of a step follows the names of the columns."""
+    return log.exists() and log.read_bytes().count(b"\n") > 1
+
+
+# ---- What is told
 
 
 def as_table(rows: list[dict[str, object]], options: Namespace) -> Iterator[str]:
@@ -257,18 +242,29 @@ def as_table(rows: list[dict[str, object]], options: Namespace) -> Iterator[str]
             f"{median(found[side]):.3g} s ({min(found[side]):.3g} to {max(found[side]):.3g})"
             for side in ("ours", "theirs")
         )
-        memory = ", ".join(f"{value / 1e9:.2f}" for value in found["memory"])
-        yield f"| {WORKS[found['what']]} | {sides} | {found['ratio']:.2f} | {found['share']:.0%} | {memory} |"
+        share = f"{found['share']:.0%}" if "share" in found else ""  # of a start neither is measured
+        memory = ", ".join(f"{value / 1e9:.2f}" for value in found.get("memory", []))
+        yield f"| {WORKS[found['what']]} | {sides} | {found['ratio']:.2f} | {share} | {memory} |"
 
 
 def main(arguments: list[str]) -> None:
     options = parse_options(arguments)
     if options.serve:
         return serve(options)
-    rows = compared(options)
-    print("\n".join(as_table(rows, options)))
+    if options.growth:
+        from helpers.growth import draw_growth, growth, growth_table, new_figure
+
+        new_figure(1, 1)  # without matplotlib it ends now
+        found = growth(options)
+        print("\n".join(growth_table(found)))
+        draw_growth(found, options)
+        kept = {"growth": found}
+    else:
+        kept = {"rows": compared(options)}
+        print("\n".join(as_table(kept["rows"], options)))
     if options.json:
-        options.json.write_text(json.dumps(vars(options) | {"json": None, "rows": rows}, indent=1) + "\n")
+        asked = {name: value for name, value in vars(options).items() if isinstance(value, str | int | list)}
+        options.json.write_text(json.dumps(asked | kept, indent=1) + "\n")
 
 
 def parse_options(arguments: list[str]) -> Namespace:
@@ -276,20 +272,32 @@ def parse_options(arguments: list[str]) -> Namespace:
     add = parser.add_argument
     add("--model", choices=["tiny", "1.5", "2.1", "1.x", "2.x"], default="tiny", help="1.x, 2.x: small ones (tiny)")
     add("--beside", metavar="DIR", help="a checkout of this project (default: diffusers)")
-    add("--what", nargs="+", choices=list(WORKS), default=list(WORKS), help="default: all")
+    add("--what", nargs="+", choices=list(WORKS), help="default: all")
+    add("--growth", type=cli.path, metavar="FILE", help="a plot: a step, here alone, with more vectors, pixels, …")
     add("--dtype", choices=list(cli.DTYPES), default="float32")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--size", type=cli.whole_number(8), metavar="PIXELS", help="of pictures (default: the model's)")
     add("--rounds", type=cli.whole_number(1), default=5, metavar="N", help="%(default)s")
     add("--json", type=cli.path, metavar="FILE", help="every round's seconds besides")
     add("--serve", choices=[OURS, DIFFUSERS], help="be one side; the command itself starts both so")
+    add("--weights", type=cli.path, metavar="DIR", help="what diffusers' side loads; the command itself says so")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda found no GPU, expected one; try --device cpu")
+    options.size = options.size or {"tiny": 64, "1.5": 512, "2.1": 768}.get(options.model, 32)
+    if options.growth:
+        if options.beside or options.what:
+            raise InputError("--growth is of this checkout's step alone; leave out --beside and --what")
+        return options
     if options.model == "tiny" and not options.beside and not options.serve:
         raise InputError("diffusers has no tiny checkpoint, expected --beside DIR or --model; try --model 1.5")
     options.beside = options.beside or DIFFUSERS
     if options.beside != DIFFUSERS and not (Path(options.beside) / "tinyldm" / "recipes.py").is_file():
         raise InputError(f"--beside {options.beside} is no checkout of this project; give the folder of one")
-    options.size = options.size or {"tiny": 64, "1.5": 512, "2.1": 768}.get(options.model, 32)
+    there = [what for what in WORKS if what != "sheet" or options.model == "tiny"]
+    if missing := {*(options.what or there)} - {*there}:
+        raise InputError(f"--what {' '.join(missing)} is of the tiny checkpoint; try --model tiny --beside DIR")
+    options.what = options.what or there
     return options
 
 

@@ -127,7 +127,7 @@ def pipeline(kind: str) -> StableDiffusionPipeline:
     )
     pipe = StableDiffusionPipeline(
         **parts,
-        tokenizer=tokenizer(merges(shape), "!" if shape.is_2x else END),
+        tokenizer=tokenizer(merges(shape.text.vocabulary_size), "!" if shape.is_2x else END),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -146,9 +146,9 @@ def fill(model: torch.nn.Module, seed: int) -> None:
         p.data = value.bfloat16().float()
 
 
-def merges(shape: Shape) -> list[tuple[str, str]]:
+def merges(vocabulary_size: int) -> list[tuple[str, str]]:
     """The tiny checkpoint's first, and for the vocabulary of the real ones more, of any two letters."""
-    count = shape.text.vocabulary_size - len(ALPHABET) - 2
+    count = vocabulary_size - len(ALPHABET) - 2
     pairs = merges_files.read_merges(WEIGHTS / "merges.txt")[:count]
     known = {"".join(pair) for pair in pairs}
     more = (pair for pair in product(ALPHABET[:256], ALPHABET[256:]) if "".join(pair) not in known)
@@ -339,4 +339,4 @@ def save_folder(path: Path, kind: str, **options: object) -> None:
 
 
 def write_merges(folder: Path, kind: str = "1.x") -> None:
-    merges_files.write_merges(folder / "merges.txt", merges(SHAPES[kind]))
+    merges_files.write_merges(folder / "merges.txt", merges(SHAPES[kind].text.vocabulary_size))

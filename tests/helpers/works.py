@@ -1,0 +1,192 @@
+"""What either side of the bench does: a training step, pictures, decoding, encoding; each a function to call."""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from tinyldm import cli
+from tinyldm.latent_diffusion import LatentDiffusion
+
+Work = Callable[[], object]
+TINY = Path(__file__).parents[2] / "weights" / "tiny"
+TOKEN = "S*"
+PROMPT = f"a photo of a {TOKEN}"
+EACH_PROMPT = 6  # pictures of it on a sheet
+SHEET = [  # README's
+    f"a photo of {TOKEN} on a green background",
+    f"two {TOKEN} on a red background",
+    f"a sketch of {TOKEN}",
+    f"a photo of a large {TOKEN} in the night sky",
+]
+
+
+def seconds_of(work: Work, device: str) -> float:
+    """A GPU is waited for before and after: it still works when a function that gave it work has returned."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
+# ---- Ours, of the checkout that Python finds first
+
+
+def ours(options: Namespace) -> dict[str, Work]:
+    """Of the tiny checkpoint, or of random weights."""
+    from sample import BATCH
+
+    model, size = our_model(options), options.size
+    model.check_size(size, size)
+    step, words = training_step(model, size, batch_of(model, options.model))
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
+    z_0 = torch.randn(1, *model.latent_shape(size, size), generator=generator).to(options.device)
+    shape = {"height": size, "width": size}
+
+    def sample() -> None:
+        count = 4 if options.model == "tiny" else 1
+        for _ in model.generate([PROMPT] * count, range(count), words=words(), steps=2, guidance=7.5, **shape):
+            pass
+
+    def sheet() -> None:
+        prompts = [prompt for prompt in SHEET for _ in range(EACH_PROMPT)]
+        for i in range(0, len(prompts), BATCH):
+            *_, z = model.generate(prompts[i : i + BATCH], range(len(prompts))[i : i + BATCH], words=words(), **shape)
+            model.decode(z)
+
+    works = {
+        "step": step,
+        "sample": sample,
+        "decode": lambda: model.decode(z_0),
+        "encode": lambda: model.encode(pixels),
+    }
+    return works | ({"sheet": sheet} if options.model == "tiny" else {})
+
+
+def our_model(options: Namespace) -> LatentDiffusion:
+    """On its device, in its numbers."""
+    from tinyldm.formats.checkpoint import load_checkpoint
+
+    device, dtype = options.device, cli.DTYPES[options.dtype]
+    if options.model == "tiny":
+        return load_checkpoint(TINY, device, dtype)
+    return random_model(options.model).to(device, dtype)
+
+
+def random_model(kind: str) -> LatentDiffusion:
+    from helpers.public import SHAPES, merges
+    from tinyldm.autoencoder import AutoencoderKL
+    from tinyldm.clip import CLIPTextEncoder
+    from tinyldm.schedule import NoiseSchedule
+    from tinyldm.tokenizer import Tokenizer
+    from tinyldm.unet import UNet
+
+    shape = SHAPES[kind]
+    networks = CLIPTextEncoder(shape.text), UNet(shape.unet), AutoencoderKL(shape.autoencoder)
+    tokenizer = Tokenizer(merges(shape.text.vocabulary_size))
+    return LatentDiffusion(tokenizer, *networks, NoiseSchedule())
+
+
+def batch_of(model: LatentDiffusion, kind: str) -> int:
+    """Pictures a step. Of the large models one, as diffusers' side has."""
+    return model.defaults.batch if kind == "tiny" else 1
+
+
+def training_step(
+    model: LatentDiffusion,  # it gets the new word
+    size: int,  # pixels
+    batch: int,
+    vectors: int = 1,
+    pictures: int = 1,
+) -> tuple[Work, Callable[[], dict[str, torch.Tensor]]]:
+    """One step of train.py's loop, and the word that it teaches, as `generate` takes it. The latents are random."""
+    from tinyldm.inversion import Pictures, templates_for, vectors_of
+    from tinyldm.recipes import composed
+    from train import inversion_loss
+
+    recipe, generator = composed("low-variance,falling"), torch.Generator().manual_seed(0)
+    word = recipe.word(model, TOKEN, vectors_of(model, "a")[:1].repeat(vectors, 1), pictures)
+    word.vectors.requires_grad_()
+    captions = recipe.captions(model, TOKEN, [Path("a")] * pictures, templates_for(model, "object"))
+    latents = torch.randn(2, pictures, *model.latent_shape(size, size), generator=generator)
+    learned_from = Pictures(*latents, word.captions(captions))
+    optimizer = torch.optim.AdamW([word.vectors], lr=1e-3)
+
+    def step() -> None:
+        drawn = recipe.draw(learned_from, model.schedule, batch, generator)
+        inversion_loss(model, drawn, word.now(0)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, lambda: word.now(0)
+
+
+# ---- Those of diffusers
+
+
+def theirs(options: Namespace) -> dict[str, Work]:
+    """What its textual_inversion.py does in a step, and its pipeline; of random weights, from --weights if given."""
+    pipe, size = their_pipeline(options), options.size
+    unet, vae, text = pipe.unet, pipe.vae, pipe.text_encoder
+    for part in (unet, vae, text):
+        part.requires_grad_(False)
+    table = text.get_input_embeddings().weight.requires_grad_()
+    optimizer, old = torch.optim.AdamW([table], lr=1e-3), table.detach().clone()
+    learned = torch.zeros(len(table), dtype=torch.bool)
+    learned[0] = True
+    scale = vae.config.scaling_factor
+    ids = pipe.tokenizer([PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    ids[0, 1], pixels = 0, (torch.rand(1, 3, size, size) * 2 - 1).to(unet.device, unet.dtype)
+    side = size // pipe.vae_scale_factor
+    z_0 = torch.randn(1, unet.config.in_channels, side, side).to(unet.device, unet.dtype)
+
+    def step() -> None:
+        latents = vae.encode(pixels).latent_dist.sample().detach() * scale
+        eps, t = torch.randn_like(latents), torch.randint(1000, (1,), device=latents.device)
+        noisy = pipe.scheduler.add_noise(latents, eps, t)
+        context = text(ids.to(latents.device))[0].to(latents.dtype)
+        F.mse_loss(unet(noisy, t, context).sample.float(), eps.float()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():  # all rows but the new one are put back
+            table[~learned] = old[~learned]
+
+    @torch.no_grad()
+    def sample() -> None:
+        pipe(PROMPT, num_inference_steps=2, guidance_scale=7.5, height=size, width=size, output_type="latent")
+
+    return {
+        "step": step,
+        "sample": sample,
+        "decode": torch.no_grad()(lambda: vae.decode(z_0 / scale).sample),
+        "encode": torch.no_grad()(lambda: vae.encode(pixels).latent_dist),
+    }
+
+
+def their_pipeline(options: Namespace):
+    """On its device, in its numbers."""
+    dtype = cli.DTYPES[options.dtype]
+    if not options.weights:
+        from helpers.public import pipeline
+
+        # A new one: a step changes its table, and tests share the one that is kept.
+        return pipeline.__wrapped__(options.model).to(options.device, dtype)
+    # helpers.public is left out: its imports would count as theirs.
+    from diffusers import StableDiffusionPipeline
+
+    parts = {"safety_checker": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline.from_pretrained(options.weights, torch_dtype=dtype, **parts).to(options.device)
+
+
+def save_random(folder: Path, kind: str, dtype: str) -> None:
+    """Write a random pipeline as diffusers has it, in these numbers, with the merges that our side reads besides."""
+    from helpers.public import pipeline, save_folder
+
+    pipeline(kind).to(cli.DTYPES[dtype])
+    save_folder(folder, kind)
