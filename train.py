@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinyldm import InputError, cli, ranks
-from tinyldm.concepts import Learner, Shard, check_new, learn_together, parse_shard
+from tinyldm.concepts import TOGETHER, Learner, check_new, learn_together, parse_shard
 from tinyldm.files import take_folder
 from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embeddings import advice_for_diffusers, listed, load_embeddings, split_word
@@ -45,7 +45,7 @@ def inversion_loss(model: LatentDiffusion, batch: Batch, words: dict[str, Tensor
 
 
 def squared_error(model: LatentDiffusion, batch: Batch, context: Tensor) -> Tensor:
-    """(b, c, h, w), from what the captions became, (b, tokens, width)."""
+    """Of what the model says was added, (b, c, h, w); context: what it reads, (b, tokens, width)."""
     z_0, eps, t = (x.to(model.device) for x in (batch.z_0, batch.eps, batch.t))
     z_t = model.schedule.add_noise(z_0, eps, t)
     return (model.predict(z_t, t, context) - model.schedule.target(z_0, eps, t)).square()
@@ -221,16 +221,11 @@ def parse_options(arguments: list[str]) -> Namespace:
     add(
         "--together",
         type=cli.whole_number(1, 1000),
-        default=1,
         metavar="N",
-        help="of --concepts, words to learn at a time, each with --batch pictures a step (%(default)s)",
+        help=f"of --concepts, words to learn at a time, each with --batch pictures a step ({TOGETHER})",
     )
     add(
-        "--shard",
-        type=parse_shard,
-        default=Shard(1, 1),
-        metavar="I/N",
-        help="of --concepts, the I-th of N parts, for jobs on N computers that share --out",
+        "--shard", type=parse_shard, metavar="I/N", help="of --concepts, the I-th of N parts, for N jobs with one --out"
     )
     options = parser.parse_args(arguments)
     if bool(options.token) == bool(options.concepts):
@@ -238,8 +233,9 @@ def parse_options(arguments: list[str]) -> Namespace:
         raise InputError(f"{'both --concepts and --token' if options.token else 'no --token'}, expected {expected}")
     if options.concepts and ranks.started_by_torchrun():
         raise InputError("--concepts does not run under torchrun; start a command for each GPU, each with its --shard")
-    if options.images and (options.shard.count > 1 or options.together > 1):
+    if options.images and (options.shard or options.together):
         raise InputError("--shard and --together are for many words; give --concepts instead of --images")
+    options.together = (options.together or TOGETHER) if options.concepts else 1
     if options.concepts:
         options.out = options.out or Path("outputs", options.concepts.absolute().name)
     elif options.resume:

@@ -153,9 +153,9 @@ def test_hidden_folders_and_files_are_no_concepts_and_a_folder_without_any_is_re
     (tmp_path / ".git").mkdir()
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match=r"no folder in .*expected one with pictures for each word; or try --images"):
-        find_concepts(tmp_path, Path("out"), Shard(1, 1))
+        find_concepts(tmp_path, Path("out"), None)
     with pytest.raises(InputError, match="no such folder"):
-        find_concepts(tmp_path / "nowhere", Path("out"), Shard(1, 1))
+        find_concepts(tmp_path / "nowhere", Path("out"), None)
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "-1/2", "1/2/3", "a/b", "1/0", "1/" + "9" * 50])

@@ -63,6 +63,16 @@ def test_the_other_training_commands_run(run, tmp_path, words):
     assert run(*words[1:steps], *words[steps + 2 :], *SHORT).status == 0
 
 
+def test_the_commands_for_several_devices_and_many_words_have_options_that_exist():
+    """What they do is tested in test_ranks.py and test_concepts.py."""
+    torchrun = [shlex.split(line) for line in re.findall(r"^ {4}(torchrun .+)$", README, re.MULTILINE)]
+    assert [words[:5] for words in torchrun] == 2 * [["torchrun", "--standalone", "--nproc-per-node", "4", "--"]]
+    assert train.parse_options(torchrun[0][6:]).token and sample.parse_options(torchrun[1][6:]).num == 64
+    ((*_, job),) = [shlex.split(line) for line in re.findall(r"^ {4}(sbatch .+)$", README, re.MULTILINE)]
+    program, script, *words = shlex.split(job.replace("$SLURM_ARRAY_TASK_ID", "3"))
+    assert (program, script) == ("python", "train.py") and train.parse_options(words).shard == (3, 100)
+
+
 def test_the_commands_for_a_public_checkpoint_run(run, tmp_path):
     """With a small random model in the file that README downloads, and small pictures."""
     (tmp_path / "examples").symlink_to(EXAMPLES)

@@ -29,6 +29,7 @@ from tinyldm.recipes import Recipe, Word
 from tinyldm.run import Run, steps_done
 
 TOKEN_FILE = "token.txt"
+TOGETHER = 4  # words at a time; more gain no more on two cores, and need more memory
 SquaredError = Callable[[LatentDiffusion, Batch, Tensor], Tensor]  # train.py's
 
 
@@ -60,8 +61,8 @@ class Concept(NamedTuple):
         return lines[0]
 
 
-def find_concepts(folder: Path, out: Path, shard: Shard) -> list[Concept]:
-    """Those of the shard, sorted by name: of n shards the first has the concepts 1, n + 1, 2n + 1, …
+def find_concepts(folder: Path, out: Path, shard: Shard | None) -> list[Concept]:
+    """Those of the shard, or all, sorted by name: of n shards the first has the concepts 1, n + 1, 2n + 1, …
 
     Hidden folders are none. Raises InputError if there is no concept in the folder.
     """
@@ -70,7 +71,8 @@ def find_concepts(folder: Path, out: Path, shard: Shard) -> list[Concept]:
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise InputError(f"no folder in {folder}, expected one with pictures for each word; or try --images {folder}")
-    return [Concept(path, out / path.name) for path in folders[shard.number - 1 :: shard.count]]
+    own = folders[shard.number - 1 :: shard.count] if shard else folders
+    return [Concept(path, out / path.name) for path in own]
 
 
 def parse_shard(text: str) -> Shard:

@@ -1,4 +1,5 @@
-"""How a training step's seconds grow: with a word's vectors and pictures, the batch, the pixels, the vocabulary."""
+"""How a training step's seconds grow: with a word's vectors and pictures, the batch, the pixels, the vocabulary, and
+the words that are learned at a time."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from statistics import median
 from tqdm import tqdm
 
 from helpers.public import merges
-from helpers.works import Work, batch_of, our_model, seconds_of, training_step
+from helpers.works import Work, batch_of, our_model, seconds_of, step_of_words, training_step
 from tinyldm.clip import CLIPTextEncoder
 from tinyldm.lab.paper.plots import new_figure, save_figure
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -20,6 +21,7 @@ VALUES = {
     "pictures": (3, 10, 30, 100),
     "vocabulary": (1000, 4000, 16000, 49408),
     "batch": (1, 2, 4, 8, 16),
+    "words": (1, 4, 16),  # at a time, each with a batch of its own
 }
 LARGE, SMALL = (256, 384, 512, 640, 768), (32, 64, 96, 128)  # pixels
 
@@ -46,12 +48,16 @@ def growth(options: Namespace) -> Growth:
 def usual_values(model: LatentDiffusion, options: Namespace) -> dict[str, int]:
     """Of the quantities that do not change."""
     vocabulary, batch = model.tokenizer.vocabulary_size, batch_of(model, options.model)
-    return {"vectors": 1, "pictures": 5, "vocabulary": vocabulary, "batch": batch, "pixels": options.size}
+    return {"vectors": 1, "pictures": 5, "vocabulary": vocabulary, "batch": batch, "pixels": options.size, "words": 1}
 
 
-def step_of(model: LatentDiffusion, vectors: int, pictures: int, vocabulary: int, batch: int, pixels: int) -> Work:
+def step_of(
+    model: LatentDiffusion, vectors: int, pictures: int, vocabulary: int, batch: int, pixels: int, words: int
+) -> Work:
     """Raises InputError if it surely needs more memory than there is."""
-    model.check_size(pixels, pixels, batch, learning=True)
+    model.check_size(pixels, pixels, batch * words, learning=True)
+    if words > 1:
+        return step_of_words(model, pixels, batch, words)
     step, _ = training_step(with_vocabulary(model, vocabulary), pixels, batch, vectors, pictures)
     return step
 
@@ -74,7 +80,7 @@ def growth_table(found: Growth) -> Iterator[str]:
 
 def draw_growth(found: Growth, options: Namespace) -> None:
     """A small panel for each quantity, medians with extremes, all with the same seconds."""
-    figure = new_figure(12, 2.8)
+    figure = new_figure(14, 2.8)
     panels = figure.subplots(1, len(found), sharey=True)
     for axes, (name, of_value) in zip(panels, found.items(), strict=True):
         middle = [median(seconds) for seconds in of_value.values()]

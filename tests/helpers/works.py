@@ -4,6 +4,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +126,26 @@ def training_step(
         optimizer.zero_grad()
 
     return step, lambda: word.now(0)
+
+
+def step_of_words(model: LatentDiffusion, size: int, batch: int, words: int) -> Work:
+    """One step of train.py --concepts with so many words, each with its own batch."""
+    from tinyldm.concepts import Learner, step_together
+    from tinyldm.inversion import Pictures, templates_for, vectors_of
+    from tinyldm.recipes import composed
+    from train import squared_error
+
+    recipe, learners = composed("low-variance,falling"), []
+    for seed in range(words):
+        own, generator = model.with_own_words(), torch.Generator().manual_seed(seed)
+        word = recipe.word(own, TOKEN, vectors_of(own, "a")[:1], 1)
+        word.vectors.requires_grad_()
+        captions = recipe.captions(own, TOKEN, [Path("a")], templates_for(own, "object"))
+        pictures = Pictures(*torch.randn(2, 1, *own.latent_shape(size, size), generator=generator), captions)
+        optimizer = torch.optim.AdamW([word.vectors], lr=1e-3)
+        run = SimpleNamespace(options=Namespace(batch=batch, steps=2), generator=generator, words=word.now(0), done=0)
+        learners.append(Learner(own, recipe, word, word.vectors.detach(), pictures, optimizer, 1e-3, run))
+    return lambda: step_together(learners, squared_error, loss_scale=1.0)
 
 
 # ---- Those of diffusers
