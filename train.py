@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> int:
     ranks.check_batch(options.batch)
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
     del checkpoint  # it would keep its file mapped into memory
-    model.check_size(options.size, options.size, options.batch * options.together, learning=True)
+    model.unet.low_memory = options.low_memory
+    model.check_size(options.size, options.size, options.batch * options.together, learning=not options.low_memory)
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     begin = partial(begin_word, templates=templates, weights_sha256=weights_sha256, loss_scale=loss_scale)
     if options.concepts:
@@ -212,6 +213,7 @@ def parse_options(arguments: list[str]) -> Namespace:
         metavar="N",
         help="steps between two rows of preview.png (default: rows after none, a tenth, a third and all of the steps)",
     )
+    add("--low-memory", action="store_true", help="compute much of a step twice, not to keep it; a preview at a time")
     add("--out", type=cli.path, metavar="DIR", help="new or empty (default: outputs/<name of the token>, numbered)")
     add(
         "--resume",

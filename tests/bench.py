@@ -46,6 +46,7 @@ from tinyldm import InputError, cli
 WORKS = {
     "start": "start, until a step is done",
     "step": "training step",
+    "low-memory": "training step, --low-memory",
     "sample": "two steps of DDIM with guidance",
     "sheet": "a sheet of 24 pictures",
     "decode": "decoding",
@@ -141,6 +142,7 @@ def row(what: str, sides: list[Side], options: Namespace) -> dict[str, object]:
     found = timed(what, [[answer["seconds"] for answer in of_round] for of_round in answers])
     operations = sides[0].ask(f"count {what}")["operations"]
     return found | {
+        "operations": operations,
         "share": operations / median(found["ours"]) / sides[0].ask("peak")["flops"],
         "memory": [max(answer["memory"] for answer in of_side) for of_side in zip(*answers, strict=True)],
     }

@@ -58,7 +58,7 @@ def test_pictures_are_found_sorted_and_not_in_hidden_files_or_subfolders(tmp_pat
 
 
 def test_files_that_are_no_pictures_by_name_are_told_in_one_warning(tmp_path):
-    for name in ("a.png", "notes.txt", "film.mp4", "x", "y"):
+    for name in ("a.png", "a.txt", "token.txt", "notes.txt", "film.mp4", "x", "y"):  # a caption, a word, and others
         (tmp_path / name).touch()
     with pytest.warns(UserWarning, match=r"film\.mp4, notes\.txt, x and 1 more") as told:
         assert find_images(tmp_path) == [tmp_path / "a.png"]

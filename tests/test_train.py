@@ -67,6 +67,16 @@ def test_the_same_seed_learns_the_same_vectors_and_another_seed_others(run, tmp_
     assert not torch.equal(learned(tmp_path / "a"), learned(tmp_path / "c"))
 
 
+def test_with_low_memory_the_word_and_the_previews_are_the_same(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "PREVIEW_SEEDS", range(3))
+    previews = {}
+    for out, more in (("usual", []), ("low", ["--low-memory"])):
+        assert run("train.py", "--images", HEART, *SHORT, "--out", tmp_path / out, *more).status == 0
+        previews[out] = np.asarray(Image.open(tmp_path / out / "preview.png")).astype(int)
+    assert learned(tmp_path / "low").equal(learned(tmp_path / "usual"))
+    assert abs(previews["low"] - previews["usual"]).max() <= 1
+
+
 def test_a_second_run_gets_a_folder_of_its_own(run, tmp_path):
     run("train.py", "--images", HEART, *SHORT)
     run("train.py", "--images", HEART, *SHORT)

@@ -58,6 +58,28 @@ def test_gradient_with_respect_to_the_prompt_and_the_latent_is_diffusers(kind):
         assert difference(gradient, wanted) < 1e-5
 
 
+def test_low_memory_gives_the_same_gradient_and_keeps_less_than_a_third_for_it():
+    ours, _ = unets("1.x")
+    z_t, t, context = random_inputs("1.x")
+    gradients, kept = [], []
+    for low_memory in (False, True):
+        ours.low_memory, storages = low_memory, {}
+        context = context.detach().requires_grad_()
+
+        def keep(x: torch.Tensor, storages: dict = storages) -> torch.Tensor:
+            storages[x.untyped_storage().data_ptr()] = x  # two that share it count once
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = ours(z_t, t, context).square().mean()
+        own = {weight.untyped_storage().data_ptr() for weight in ours.parameters()}
+        kept.append(sum(x.untyped_storage().nbytes() for pointer, x in storages.items() if pointer not in own))
+        gradients += torch.autograd.grad(loss, context)
+    ours.low_memory = False
+    assert torch.equal(*gradients)
+    assert kept[1] < kept[0] / 3
+
+
 def test_each_picture_listens_to_its_own_latent_timestep_and_prompt():
     ours, _ = unets("1.x")
     z_t, t, context = random_inputs("1.x")

@@ -144,6 +144,7 @@ def learn_together(
             for concept, (learner, steps) in [*learning.items()]:
                 if next(steps, None) is None:
                     del learning[concept]
+                    learner.run.end(learner.model)
                     release_folder(concept.out)
                     bar.update(learner.run.finished)
             if not learning:

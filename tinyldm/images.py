@@ -45,8 +45,9 @@ def find_images(folder: str | Path) -> list[Path]:
     if not images:
         found = f"{len(files)} other files" if files else "no files"
         raise InputError(f"no picture in {folder} ({found}): put a few .png or .jpg files there, not in subfolders")
-    # A .txt is a caption, or names a word.
-    if others := [path.name for path in files if path not in images and path.suffix != ".txt"]:
+    # Beside pictures lie their captions (inversion.caption_beside), and perhaps the word (concepts.TOKEN_FILE).
+    known = {*images, *(path.with_suffix(".txt") for path in images), folder / "token.txt"}
+    if others := [path.name for path in files if path not in known]:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         warnings.warn(f"skipped in {folder}, not pictures by their names: {', '.join(others[:3])}{more}", stacklevel=2)
     return images

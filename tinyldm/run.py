@@ -36,7 +36,8 @@ from tinyldm.recipes import AtTheEnd, Word
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
 # Options that may change between a run and its --resume: how far and where, not what is learned.
-FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out", "concepts", "shard", "together"}
+FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out"}
+FREE_TO_CHANGE |= {"low_memory", "concepts", "shard", "together"}
 MAX_SETTINGS_BYTES, MAX_STATE_BYTES, MAX_LOG_BYTES = 10**5, 10**7, 10**8  # of the files that --resume reads
 START_ANEW = "to start anew, leave out --resume and choose a new --out"
 LOG_LINE = "{},{:.6f},{:.4f}\n"  # of loss.csv: step, loss and mean norm of the vectors
@@ -187,6 +188,7 @@ class Run:
                 bar.set_postfix(loss=f"{self.loss:.4f}")
             stopped = ranks.highest(stopping())
             self.status = 0 if self.finished else stopped
+        self.end(model)
 
     def steps_until(self, stopping: Callable[[], int], model: LatentDiffusion) -> Iterator[int]:
         """The same without a bar, until stopping() is true before a step."""
@@ -197,6 +199,9 @@ class Run:
             yield self.done
             if self.done % self.options.save_every == 0:
                 self.save()
+
+    def end(self, model: LatentDiffusion) -> None:
+        """After the last of these steps."""
         self.save()
         if self.finished:
             self.preview(model)
@@ -265,10 +270,14 @@ class Run:
 
         Half of the sampler's steps are enough: of the tiny checkpoint, pictures in 12 and in 25 of DDIM look the same.
         """
-        prompts, steps = [self.prompt] * len(PREVIEW_SEEDS), math.ceil(model.defaults.sampler_steps / 2)
-        size = {"height": self.options.size, "width": self.options.size}
-        *_, z_0 = model.generate(prompts, PREVIEW_SEEDS, words=self.words, steps=steps, **size)
-        self.add_preview(f"{self.done:06d}", strip(model.decode(z_0)))
+        how = {"words": self.words, "steps": math.ceil(model.defaults.sampler_steps / 2)}
+        how |= {"height": self.options.size, "width": self.options.size}
+        at_a_time, pictures = 1 if self.options.low_memory else len(PREVIEW_SEEDS), []
+        for first in range(0, len(PREVIEW_SEEDS), at_a_time):
+            seeds = PREVIEW_SEEDS[first : first + at_a_time]
+            *_, z_0 = model.generate([self.prompt] * len(seeds), seeds, **how)
+            pictures.append(model.decode(z_0))
+        self.add_preview(f"{self.done:06d}", strip(torch.cat(pictures)))
 
     def add_preview(self, name: str, row: Image.Image) -> None:
         """name: "training", or the number of the step."""

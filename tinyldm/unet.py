@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tinyldm.attention import attention
 
@@ -215,6 +216,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig | None = None):
         super().__init__()
         self.config = config = config or UNetConfig()
+        self.low_memory = False  # where gradients are wanted: keep what goes into a stage, compute the rest of it again
         channels, time_width = config.channels, 4 * config.channels[0]
 
         self.time_embed = nn.Sequential(
@@ -269,9 +271,14 @@ class UNet(nn.Module):
         emb = self.time_embed(emb.to(self.time_embed[0].weight.dtype))
         h, handed = z_t, []
         for stage in self.input_blocks:
-            h = stage(h, emb, context)
+            h = self.through(stage, h, emb, context)
             handed.append(h)
-        h = self.middle_block(h, emb, context)
+        h = self.through(self.middle_block, h, emb, context)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, handed.pop()], dim=1), emb, context)
+            h = self.through(stage, torch.cat([h, handed.pop()], dim=1), emb, context)
         return self.out(h)
+
+    def through(self, stage: Stage, *inputs: Tensor) -> Tensor:
+        if self.low_memory and torch.is_grad_enabled():
+            return checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
+        return stage(*inputs)

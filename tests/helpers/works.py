@@ -61,8 +61,14 @@ def ours(options: Namespace) -> dict[str, Work]:
             *_, z = model.generate(prompts[i : i + BATCH], range(len(prompts))[i : i + BATCH], words=words(), **shape)
             model.decode(z)
 
+    def low_memory() -> None:
+        model.unet.low_memory = True
+        step()
+        model.unet.low_memory = False
+
     works = {
         "step": step,
+        "low-memory": low_memory,
         "sample": sample,
         "decode": lambda: model.decode(z_0),
         "encode": lambda: model.encode(pixels),
@@ -182,8 +188,14 @@ def theirs(options: Namespace) -> dict[str, Work]:
     def sample() -> None:
         pipe(PROMPT, num_inference_steps=2, guidance_scale=7.5, height=size, width=size, output_type="latent")
 
+    def low_memory() -> None:
+        unet.train().enable_gradient_checkpointing()  # it is for training alone; nothing in these models is random
+        step()
+        unet.eval().disable_gradient_checkpointing()
+
     return {
         "step": step,
+        "low-memory": low_memory,
         "sample": sample,
         "decode": torch.no_grad()(lambda: vae.decode(z_0 / scale).sample),
         "encode": torch.no_grad()(lambda: vae.encode(pixels).latent_dist),
