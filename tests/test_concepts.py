@@ -9,7 +9,7 @@ from conftest import EXAMPLES, Outcome
 
 from tinyldm import InputError
 from tinyldm.concepts import Shard, find_concepts, parse_shard
-from tinyldm.formats.embeddings import load_embeddings
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.run import Run
 
 QUICK = ["--batch", "2", "--steps", "4", "--save-every", "2", "--preview-every", "100"]
@@ -132,6 +132,17 @@ def test_a_run_that_ended_loses_no_finished_word_and_resume_goes_on(run, concept
     assert goes_on.status == 0 and goes_on.out == "2 of 2 words are learned, in out\n"
     assert torch.equal(word(Path("out/heart")), on_their_own["heart"])
     assert Path("out/<bolt>/resume.safetensors").stat().st_mtime_ns == finished
+
+
+def test_a_run_that_ended_before_its_first_save_begins_again_and_a_word_alone_is_never_deleted(run, concepts):
+    (Path("out/heart/previews")).mkdir(parents=True)
+    Path("out/heart/settings.json").write_text("{}")
+    Path("out/<bolt>").mkdir()
+    save_embeddings(Path("out/<bolt>/embedding.safetensors"), {"<bolt>": torch.ones(1, 128)})
+    goes_on = together(run, concepts, "--resume")
+    assert goes_on.status == 2 and goes_on.out == "1 of 2 words are learned, in out\n"
+    assert "<bolt>: can't resume from" in goes_on.err
+    assert torch.equal(word(Path("out/<bolt>")), torch.ones(1, 128))
 
 
 def test_the_shards_are_all_concepts_each_once(run, concepts):

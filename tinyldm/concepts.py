@@ -26,7 +26,7 @@ from tinyldm.files import check_unused, read_lines, release_folder
 from tinyldm.inversion import Batch, Pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.recipes import Recipe, Word
-from tinyldm.run import Run, steps_done
+from tinyldm.run import Run, clear_unsaved, steps_done
 
 TOKEN_FILE = "token.txt"
 TOGETHER = 4  # words at a time; more gain no more on two cores, and need more memory
@@ -46,7 +46,9 @@ class Concept(NamedTuple):
 
     def options(self, of_all: Namespace) -> Namespace:
         """train.py's, for a run of this concept alone."""
-        goes_on = of_all.resume and (self.out / "resume.safetensors").exists()
+        if of_all.resume:
+            clear_unsaved(self.out)
+        goes_on = of_all.resume and self.out.exists()
         own = {"images": self.folder, "token": self.token(), "out": self.out, "resume": goes_on}
         return Namespace(**vars(of_all) | own)
 

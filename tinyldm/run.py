@@ -11,7 +11,9 @@ A file is replaced whole or not at all; loss.csv grows by a line a step.
 import hashlib
 import json
 import math
+import os
 import re
+import shutil
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -93,7 +95,8 @@ class Run:
         with write_atomically(self.folder / "settings.json") as temporary:
             temporary.write_text(json.dumps(self.settings, indent=2) + "\n")
         self.write_log({})
-        self.save()
+        self.save_state()  # first: a folder with a word in it can be resumed
+        self.save_word()
 
     def resume(self) -> None:
         """Take everything up where the folder left it. Raises InputError if there is nothing, or another run."""
@@ -246,10 +249,16 @@ class Run:
 
     def save(self) -> None:
         """The word, for sample.py and everybody; and the optimiser and generator besides, for --resume."""
+        self.save_word()
+        self.save_state()
+
+    def save_word(self) -> None:
         learned = {self.options.token: self.learned.cpu()}
         save_embeddings(self.file, learned)
         if self.done:
             save_embeddings(self.folder / f"embedding-{self.done:06d}.safetensors", learned)
+
+    def save_state(self) -> None:
         with write_atomically(self.folder / "resume.safetensors") as temporary:
             save_file(self.state(), temporary)
 
@@ -312,6 +321,13 @@ class Run:
             # A path that begins with a dash would be an option, if it stood alone.
             words += [f"{option}={value}"] if str(value).startswith("-") else [option, value] if value else []
         return cli.command(*words)
+
+
+def clear_unsaved(folder: Path) -> None:
+    """Delete what a run wrote that was ended before its first save, so that it can begin again."""
+    written = {"previews", "preview.png", "settings.json", "loss.csv"}  # by start(), before it saves
+    if folder.is_dir() and {name for name in os.listdir(folder) if not name.startswith(".")} <= written:
+        shutil.rmtree(folder)
 
 
 def steps_done(folder: Path) -> int:
