@@ -45,7 +45,9 @@ def word(folder: Path) -> torch.Tensor:
 
 def test_two_processes_learn_the_word_that_one_learns_and_the_first_alone_writes_and_speaks(tmp_path, quick):
     for command, folder in (([], "one"), (TORCHRUN, "two")):
-        learning = start(*command, *LEARN, "--weights", quick, "--steps", 6, "--out", tmp_path / folder)
+        learning = start(
+            *command, *LEARN, "--weights", quick, "--steps", 2, "--preview-every", 9, "--out", tmp_path / folder
+        )
         said = lines(learning)
         assert learning.returncode == 0 and [line[:14] for line in said] == ["learned <bolt>", "  python sampl"]
     assert files(tmp_path / "two").keys() == files(tmp_path / "one").keys()

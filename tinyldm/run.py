@@ -38,8 +38,8 @@ from tinyldm.recipes import AtTheEnd, Word
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
 # Options that may change between a run and its --resume: how far and where, not what is learned.
-FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out"}
-FREE_TO_CHANGE |= {"low_memory", "concepts", "shard", "together"}
+FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out", "low_memory"}
+OF_MANY_WORDS = {"concepts", "shard", "together"}  # options that say nothing of one word
 MAX_SETTINGS_BYTES, MAX_STATE_BYTES, MAX_LOG_BYTES = 10**5, 10**7, 10**8  # of the files that --resume reads
 START_ANEW = "to start anew, leave out --resume and choose a new --out"
 LOG_LINE = "{},{:.6f},{:.4f}\n"  # of loss.csv: step, loss and mean norm of the vectors
@@ -64,7 +64,8 @@ class Run:
         self.vectors = word.vectors
         self.folder: Path = options.out
         self.file = self.folder / "embedding.safetensors"
-        named = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        own = {name: value for name, value in vars(options).items() if name not in OF_MANY_WORDS}
+        named = {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
         self.settings = named | {  # as JSON takes them
             "weights_sha256": weights_sha256,
             "vectors": word.count,
