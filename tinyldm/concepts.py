@@ -29,7 +29,7 @@ from tinyldm.recipes import Recipe, Word
 from tinyldm.run import Run, clear_unsaved, steps_done
 
 TOKEN_FILE = "token.txt"
-TOGETHER = 4  # words at a time; with 16 each took a tenth less time on two cores, and four times the memory
+TOGETHER = 4  # words at a time; of 16 each takes a tenth less time on two cores
 SquaredError = Callable[[LatentDiffusion, Batch, Tensor], Tensor]  # train.py's
 
 
