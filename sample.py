@@ -12,7 +12,6 @@ batch. In a batch of another size it stays within 1 of 255 (in float32).
 --init-image changes a picture, all of it or what --mask has white. --attention shows where the words of a prompt went.
 """
 
-import itertools
 import signal
 import warnings
 from argparse import ArgumentTypeError, Namespace
@@ -54,9 +53,9 @@ class Wanted(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
-    prompts = read_prompts(options)
     device = cli.choose_device(options.device)
     ranks.join(device)
+    prompts = ranks.from_first(lambda: read_prompts(options))
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
     sampling = checkpoint.defaults.sampling(
         options.sampler, options.steps, options.guidance, options.height, options.width
@@ -100,8 +99,9 @@ def main(arguments: list[str]) -> int:
                 save_image(sheet, options.out / f"{name}-attention.png")
             images[number] = image
         images, stopped = ranks.gathered(images), ranks.highest(stopping())
+    status = ranks.from_first(lambda: 0 if len(images) == len(wanted) else stopped)
     if ranks.rank():
-        return stopped
+        return status
     if images:
         numbers = [range(first, first + options.num) for first in range(0, len(wanted), options.num)]
         rows = [[images[i] for i in row if i in images] for row in numbers]
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
         save_image(sheet, options.out / "sheet.png")
     if len(images) < len(wanted):
         print(f"stopped: {len(images)} of {len(wanted)} pictures are in {options.out}")
-        return stopped
+        return status
     print(f"{len(images)} pictures and sheet.png in {options.out}")
     return 0
 
@@ -164,7 +164,7 @@ def sampled(
             if outside:
                 images = [pasted(image, outside, source.mask) for image in images]
             heat = maps.mean() if options.attention else [None] * len(images)
-            yield from zip(itertools.count(first), images, heat)
+            yield from zip(range(first, first + len(images)), images, heat, strict=True)
 
 
 def parameters(picture: Wanted, sampling: Sampling, model_hash: str, options: Namespace) -> str:

@@ -6,7 +6,8 @@
     python train.py --concepts examples --together 4
 
 Writes into outputs/<name>, numbered if it exists: embedding.safetensors (the word), preview.png (watch it being
-learned), loss.csv and settings.json. Ctrl-C keeps what was learned, and prints the command that goes on from there.
+learned), loss.csv and settings.json. Ctrl-C keeps what was learned, and says how to go on from there. --concepts writes
+such a folder for each word into outputs/<name of the folder>.
 """
 
 import re
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
     device = cli.choose_device(options.device)
     ranks.join(device)
-    templates = read_templates(options.templates) if options.templates else None
+    templates = ranks.from_first(lambda: read_templates(options.templates) if options.templates else None)
     if options.images:
         find_images(options.images)  # raises an error before the weights are read
     checkpoint = open_checkpoint(options.weights, vae=options.vae, prediction=options.prediction)
@@ -213,8 +214,13 @@ def parse_options(arguments: list[str]) -> Namespace:
         metavar="N",
         help="steps between two rows of preview.png (default: rows after none, a tenth, a third and all of the steps)",
     )
-    add("--low-memory", action="store_true", help="compute much of a step twice, not to keep it; a preview at a time")
-    add("--out", type=cli.path, metavar="DIR", help="new or empty (default: outputs/<name of the token>, numbered)")
+    add("--low-memory", action="store_true", help="parts of a step are computed twice, previews one by one")
+    add(
+        "--out",
+        type=cli.path,
+        metavar="DIR",
+        help="new or empty (default: outputs/<name of the word, or of --concepts>)",
+    )
     add(
         "--resume",
         action="store_true",
@@ -235,11 +241,13 @@ def parse_options(arguments: list[str]) -> Namespace:
         raise InputError(f"{'both --concepts and --token' if options.token else 'no --token'}, expected {expected}")
     if options.concepts and ranks.started_by_torchrun():
         raise InputError("--concepts does not run under torchrun; start a command for each GPU, each with its --shard")
+    if options.concepts and options.out and options.out.resolve() == options.concepts.resolve():
+        raise InputError(f"--out and --concepts are both {options.out}, expected two folders; choose another --out")
     if options.images and (options.shard or options.together):
         raise InputError("--shard and --together are for many words; give --concepts instead of --images")
     options.together = (options.together or TOGETHER) if options.concepts else 1
     if options.concepts:
-        options.out = options.out or Path("outputs", options.concepts.absolute().name)
+        options.out = options.out or Path("outputs", options.concepts.resolve().name)
     elif options.resume:
         options.out = options.out or folder_for(options.token)
     elif options.out:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXAMPLES, Outcome
+from conftest import EXAMPLES, Outcome, locked_elsewhere
 
 from tinyldm import InputError
+from tinyldm import concepts as concepts_module
 from tinyldm.concepts import Shard, find_concepts, parse_shard
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.run import Run
@@ -72,19 +73,46 @@ def test_whatever_the_recipe(run, concepts, tmp_path, recipe):
 
 def test_the_next_word_takes_the_place_of_one_that_is_done(run, concepts, monkeypatch):
     add_concept(concepts / "third", "bolt", token="T*")
-    learning, most = set(), []
+    half = ["--images", concepts / "<bolt>", "--token", "<bolt>", *QUICK, "--steps", 2]
+    assert run("train.py", *half, "--out", "out/<bolt>").status == 0
+    steps, log = [], Run.log
 
     def watched(self: Run, loss: torch.Tensor) -> None:
-        learning.add(self.folder.name)
-        most.append(len(learning))
+        steps.append(self.folder.name)
         log(self, loss)
-        if self.finished:
-            learning.discard(self.folder.name)
 
-    log = Run.log
     monkeypatch.setattr(Run, "log", watched)
-    assert together(run, concepts).out.startswith("3 of 3 words")
-    assert max(most) == 2
+    assert together(run, concepts, "--resume").out.startswith("3 of 3 words")
+    assert steps == 2 * ["<bolt>", "heart"] + ["heart"] + ["heart", "third"] + 3 * ["third"]
+
+
+def test_a_word_whose_preview_fails_and_a_folder_that_may_not_be_read_are_left_out(run, concepts, monkeypatch):
+    add_concept(concepts / "third", "bolt", token="T*")
+    preview, read = Run.preview, concepts_module.Concept.token
+
+    def fails(self: Run, model: object) -> None:
+        if self.done == 4 and self.folder.name == "heart":
+            raise InputError("the model made NaN")
+        preview(self, model)
+
+    def refused(self: concepts_module.Concept) -> str:
+        if self.folder.name == "third":
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Run, "preview", fails)
+    monkeypatch.setattr(concepts_module.Concept, "token", refused)
+    learned = together(run, concepts)
+    assert learned.status == 2 and learned.out == "1 of 3 words are learned, in out\n"
+    assert "heart: the model made NaN" in learned.err and "third: [Errno 13] Permission denied" in learned.err
+
+
+def test_a_folder_that_another_run_is_in_is_left_alone(run, concepts):
+    Path("out/heart/previews").mkdir(parents=True)
+    with locked_elsewhere(Path("out/heart")):
+        goes_on = together(run, concepts, "--resume")
+    assert goes_on.out == "1 of 2 words are learned, in out\n"
+    assert "another run is writing into out/heart" in goes_on.err and Path("out/heart/previews").exists()
 
 
 def test_a_broken_folder_is_named_and_left_out(run, concepts):
@@ -104,7 +132,9 @@ def test_a_word_whose_loss_is_not_finite_is_left_out_and_the_others_are_as_ever(
     log = Run.log
 
     def broken(self: Run, loss: torch.Tensor) -> None:
-        log(self, loss * float("nan") if self.done == 2 and self.folder.name == "heart" else loss)
+        log(self, loss)
+        if self.done == 3 and self.folder.name == "heart":
+            self.vectors.data.fill_(float("nan"))  # which the next step's batch reads
 
     monkeypatch.setattr(Run, "log", broken)
     learned = together(run, concepts)
@@ -141,7 +171,7 @@ def test_a_run_that_ended_before_its_first_save_begins_again_and_a_word_alone_is
     save_embeddings(Path("out/<bolt>/embedding.safetensors"), {"<bolt>": torch.ones(1, 128)})
     goes_on = together(run, concepts, "--resume")
     assert goes_on.status == 2 and goes_on.out == "1 of 2 words are learned, in out\n"
-    assert "<bolt>: can't resume from" in goes_on.err
+    assert "<bolt> already holds embedding.safetensors" in goes_on.err
     assert torch.equal(word(Path("out/<bolt>")), torch.ones(1, 128))
 
 
@@ -184,6 +214,7 @@ def test_a_shard_is_one_of_some(text):
         (["--images", "a", "--token", "S*", "--shard", "1/2"], "--shard and --together are for many words"),
         (["--images", "a", "--token", "S*", "--together", "2"], "--shard and --together are for many words"),
         (["--concepts", "a", "--images", "b"], "not allowed with argument"),
+        (["--concepts", "a", "--out", "./a"], "--out and --concepts are both a, expected two folders"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(run, options, expected):

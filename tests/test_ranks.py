@@ -116,7 +116,8 @@ def test_the_shares_of_all_ranks_are_the_batch(monkeypatch):
 
 def test_more_processes_than_gpus_are_one_line(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # each of them says so
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="found 2 GPUs, expected one for each process; try --nproc-per-node 2"):
         ranks.join("cuda")
@@ -130,4 +131,7 @@ def wait_for(there) -> None:
 
 
 def first_child_of(process: int) -> int:
-    return min(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+    """Rank 0 of torchrun's processes."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    (first,) = [child for child in children if b"\0RANK=0\0" in Path(f"/proc/{child}/environ").read_bytes()]
+    return int(first)

@@ -48,7 +48,7 @@ class Concept(NamedTuple):
         """train.py's, for a run of this concept alone."""
         if of_all.resume:
             clear_unsaved(self.out)
-        goes_on = of_all.resume and self.out.exists()
+        goes_on = of_all.resume and (self.out / "settings.json").exists()
         own = {"images": self.folder, "token": self.token(), "out": self.out, "resume": goes_on}
         return Namespace(**vars(of_all) | own)
 
@@ -133,9 +133,10 @@ def learn_together(
             nonlocal left_out
             try:
                 yield
-            except InputError as error:
+            except (InputError, PermissionError) as error:
                 left_out += 1
                 learning.pop(concept, None)
+                release_folder(concept.out)
                 bar.write(f"left out {cli.printable(concept.folder)}: {cli.printable(error)}", file=sys.stderr)
 
         while learning or (waiting and not stopping()):
@@ -144,18 +145,20 @@ def learn_together(
                     learner = begin(model.with_own_words(), concept.options(options))
                     learning[concept] = learner, learner.run.steps_until(stopping, learner.model)
             for concept, (learner, steps) in [*learning.items()]:
-                if next(steps, None) is None:
-                    del learning[concept]
-                    learner.run.end(learner.model)
-                    release_folder(concept.out)
-                    bar.update(learner.run.finished)
+                with leaving_out(concept):
+                    if next(steps, None) is None:
+                        learner.run.end(learner.model)
+                        del learning[concept]
+                        release_folder(concept.out)
+                        bar.update(learner.run.finished)
             if not learning:
                 continue
             losses = step_together([learner for learner, _ in learning.values()], squared_error, loss_scale)
             for (concept, (learner, _)), loss in zip([*learning.items()], losses, strict=True):
                 with leaving_out(concept):
                     learner.run.log(loss)
-    print(f"{bar.n} of {len(concepts)} words are learned, in {cli.printable(options.out)}")
+    more = "; type the same again with --resume to go on" if bar.n + left_out < len(concepts) else ""
+    print(f"{bar.n} of {len(concepts)} words are learned, in {cli.printable(options.out)}{more}")
     return stopping() or (2 if left_out else 0)
 
 

@@ -16,7 +16,7 @@ try:
 except ImportError:  # on Windows, where folders are not locked
     fcntl = None
 
-LOCKS: dict[Path, int] = {}  # folders that this process has locked -> their descriptors, open until it ends
+LOCKS: dict[Path, int] = {}  # folders that this process has locked -> their descriptors, open as long
 MAX_TEXT_BYTES = 1_000_000  # of a file of prompts: ten thousand long ones
 
 
@@ -73,9 +73,10 @@ def check_unused(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> None:
-    """Keep other runs out of the folder until this process ends. Raises InputError if another one holds it.
+    """Keep other runs out of the folder until this process ends or releases it.
 
-    The system drops the lock even after kill -9. Some network file systems can't lock a folder; there it stays open.
+    Raises InputError if another one holds it. The system drops the lock even after kill -9. Some network file systems
+    can't lock a folder; there it stays open.
     """
     if fcntl is None or folder.resolve() in LOCKS:
         return

@@ -1,4 +1,4 @@
-"""One command on several devices, or several computers, as torchrun starts it: a process for each.
+"""One command on several devices, as torchrun starts it: a process for each.
 
     torchrun --standalone --nproc-per-node 4 -- train.py --images examples/bolt --token "<bolt>"
 
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if started_by_torchrun() and dist.is_initialized() else 0
 
 
 def count() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if started_by_torchrun() and dist.is_initialized() else 1
 
 
 def join(device: str) -> None:
@@ -42,12 +42,12 @@ def join(device: str) -> None:
     if not started_by_torchrun():
         return
     if device == "cuda":
-        here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if here >= there:
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > (there := torch.cuda.device_count()):
             raise InputError(f"found {there} GPUs, expected one for each process; try --nproc-per-node {there}")
-        torch.cuda.set_device(here)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with others_there():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        # What they tell each other is a few kilobytes: it goes over the CPU, where a rank that has ended is noticed.
+        dist.init_process_group("gloo", timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
 
 
@@ -81,10 +81,10 @@ def mean(x: Tensor) -> Tensor:
     """Over all ranks, of a tensor that each of them has; the same in all of them."""
     if count() == 1:
         return x
+    total = x.detach().cpu().clone()
     with others_there():
-        total = x.detach().clone()
         dist.all_reduce(total)
-    return total / count()
+    return (total / count()).to(x.device)
 
 
 def highest(number: int) -> int:
@@ -92,7 +92,7 @@ def highest(number: int) -> int:
     if count() == 1:
         return number
     with others_there():
-        found = torch.tensor(number)
+        found = torch.tensor(int(number))
         dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 
@@ -139,7 +139,7 @@ def only_the_first_speaks() -> Iterator[None]:
         time.sleep(10)
         raise
     except KeyboardInterrupt as stop:
-        sys.exit(128 + stop.args[0])
+        sys.exit(128 + (stop.args or (signal.SIGINT,))[0])
 
 
 @contextmanager

@@ -325,15 +325,21 @@ class Run:
 
 
 def clear_unsaved(folder: Path) -> None:
-    """Delete what a run wrote that was ended before its first save, so that it can begin again."""
+    """Delete what a run wrote that was ended before its first save, so that it can begin again.
+
+    Raises InputError if that run still goes on.
+    """
     written = {"previews", "preview.png", "settings.json", "loss.csv"}  # by start(), before it saves
     if folder.is_dir() and {name for name in os.listdir(folder) if not name.startswith(".")} <= written:
-        shutil.rmtree(folder)
+        lock_folder(folder)
+        shutil.rmtree(folder / "previews", ignore_errors=True)
+        for name in written - {"previews"}:
+            (folder / name).unlink(missing_ok=True)
 
 
 def steps_done(folder: Path) -> int:
     """Of the run in the folder, as far as it was saved; 0 if there is none, or if it can't be read."""
-    with suppress(OSError, InputError, SafetensorError, KeyError):
+    with suppress(OSError, InputError, SafetensorError, KeyError, ValueError, RuntimeError):
         return int(load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))["done"])
     return 0
 
