@@ -3,7 +3,7 @@
     python train.py --images examples/striped-circle --token "S*"
     python train.py --images examples/blueprint --token "B*" --property style
     python train.py --images examples/bolt --token "<bolt>" --init "yellow triangle"
-    python train.py --concepts examples --together 4
+    python train.py --concepts examples
 
 Writes into outputs/<name>, numbered if it exists: embedding.safetensors (the word), preview.png (watch it being
 learned), loss.csv and settings.json. Ctrl-C keeps what was learned, and says how to go on from there. --concepts writes
@@ -159,7 +159,8 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
         options.recipe = ",".join(names) or "paper"
     if options.captions and "captions" not in options.recipe.split(","):
         options.recipe += ",captions"
-    options.vectors = options.vectors or composed(options.recipe).vectors
+    recipe = composed(options.recipe)  # raises an error before the weights are read
+    options.vectors = options.vectors or recipe.vectors
     if options.init is None:
         phrase = usual.init.split()
         options.init = " ".join(phrase[-(options.vectors or len(phrase)) :])  # the noun stands last
