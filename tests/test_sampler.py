@@ -78,17 +78,19 @@ def assert_same_trajectory(ours, theirs):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("steps", [1, 2, 10, 25, 999])
+@pytest.mark.parametrize("steps", [1, 2, 10, 25, 200])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_trajectory_is_diffusers(name, steps, prediction):
     assert_same_trajectory(run(name, steps, prediction), run_diffusers(name, steps, prediction))
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m_karras"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_as_many_steps_as_timesteps(name):
-    """diffusers' offset would make ddim's and ddpm's timesteps 1 … 1000, of which the last does not exist."""
+    """diffusers' offset would make ddim's and ddpm's timesteps 1 … 1000, of which the last does not exist; and its
+    dpmpp_2m divides 0 by 0 where two of its points fall on one timestep (see below), so that has one step less."""
     settings = {"steps_offset": 0} if name in ("ddim", "ddpm") else None
-    assert_same_trajectory(run(name, 1000), run_diffusers(name, 1000, "eps", settings))
+    steps = 999 if name == "dpmpp_2m" else 1000
+    assert_same_trajectory(run(name, steps), run_diffusers(name, steps, "eps", settings))
 
 
 def test_dpmpp_2m_survives_a_repeated_timestep():

@@ -53,7 +53,7 @@ def done(tmp_path_factory):
     """A whole pretraining of two steps a stage: its states in run/, its checkpoint in weights/."""
     folder = tmp_path_factory.mktemp("pretraining")
     folders = ["--out", str(folder / "run"), "--weights", str(folder / "weights")]
-    command.main([*folders, "--pictures", "64", "--steps", "2", "--device", "cpu"])
+    command.main([*folders, "--pictures", "16", "--steps", "2", "--device", "cpu"])
     return folder
 
 

