@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 from tinyldm import InputError
 from tinyldm.files import read_bytes
@@ -30,6 +31,7 @@ class Commands:
 
     def __init__(self) -> None:
         self.processes: dict[Path, subprocess.Popen | None] = {}  # by their folders; None: it waits
+        self.lock = Lock()  # between a command's start and its stop
         self.queues = {script: ThreadPoolExecutor(1) for script in ("train.py", "sample.py")}
 
     def begin(self, script: str, folder: Path, options: Mapping[str, object], *more: str) -> None:
@@ -48,21 +50,23 @@ class Commands:
 
     def run(self, folder: Path, command: list[str | Path]) -> None:
         """In a queue's thread: the command from its start to its end."""
-        if folder in self.processes:  # nobody stopped it while it waited
-            with open(folder.with_name(LOG.format(folder.name)), "wb") as log:
+        with self.lock, open(folder.with_name(LOG.format(folder.name)), "wb") as log:
+            if begins := folder in self.processes:  # nobody stopped it while it waited
                 # In a session of its own a Ctrl-C in the page's terminal does not reach it; close() hands that on.
                 options = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
                 self.processes[folder] = subprocess.Popen(command, **options)
+        if begins:
             self.processes[folder].wait()
         with suppress(OSError):
             folder.rmdir()  # if it did not come to write anything
 
     def stop(self, folder: Path) -> None:
         """As Ctrl-C does: what there is by then is kept. A command that waits never begins."""
-        if process := self.processes.get(folder):
-            process.send_signal(signal.SIGINT)  # nothing, if it has ended
-        else:
-            self.processes.pop(folder, None)
+        with self.lock:
+            if process := self.processes.get(folder):
+                process.send_signal(signal.SIGINT)  # nothing, if it has ended
+            else:
+                self.processes.pop(folder, None)
 
     def close(self) -> None:
         """Stop all, and wait until they have saved."""

@@ -23,7 +23,7 @@ from tinyldm.studio.commands import OUTPUTS, Commands
 
 CANVAS = 512  # pixels, at least, of a picture that is painted on
 SMOOTH = 30  # steps whose mean is a point of the curves, since the loss of single ones jumps
-LOOK = {"interactive": False, "show_label": False, "buttons": ["download", "fullscreen"]}
+LOOK = {"interactive": False, "buttons": ["download", "fullscreen"]}
 PAINT = {"type": "pil", "sources": (), "transforms": (), "layers": False, "canvas_size": (CANVAS, CANVAS)}
 
 
@@ -109,7 +109,7 @@ class Page:
     def vary(self, file: Path, made_with: str) -> dict:
         """Four pictures that begin with this one."""
         prompt, seed, _ = self.again(made_with)
-        return self.menu(self.draw({"prompt": prompt, "seed": seed + 1, "num": 4, "init_image": file}))
+        return self.menu(self.draw({"prompt": prompt, "seed": seed + 1, "num": 4, "init_image": file, "strength": 0.6}))
 
     def edit(self, versions: list[Path], file: str | Path) -> list:
         """Open one more version, an upload or a picture of ours. -> all versions, the editor with it, the tab"""
@@ -220,7 +220,7 @@ def build(do: Page, defaults: Defaults, seed: int) -> gr.Blocks:
                 with gr.Row():
                     change, undo = gr.Button("Change", variant="primary"), gr.Button("Undo it")
                 with gr.Row():
-                    before, after = (gr.Image(**LOOK, alt_text=each) for each in ("before", "after"))
+                    before, after = (gr.Image(**LOOK, label=each, elem_id=each) for each in ("Before", "After"))
             with gr.Tab("Look inside", id="inside") as inside:
                 start = gr.Dropdown(label="Word")
                 near = gr.Textbox(label="Its norm and nearest words, at each save", lines=6, interactive=False)
@@ -234,14 +234,14 @@ def build(do: Page, defaults: Defaults, seed: int) -> gr.Blocks:
             with gr.Row():
                 stop, go_on = gr.Button("Stop", interactive=False), gr.Button("Continue", interactive=False)
             with gr.Column(visible=False) as word:
-                preview = gr.Image(**LOOK, alt_text="pictures with the word as it is being learned")
+                preview = gr.Image(**LOOK, show_label=False, alt_text="pictures with the word as it is being learned")
                 with gr.Row():
                     loss, norm = (gr.LinePlot(x="step", y=y, height=180, show_label=False) for y in ("loss", "norm"))
                 with gr.Row():
                     to, download = gr.Dropdown(list(FORMATS), label="As a file for"), gr.DownloadButton("Download it")
             gallery = gr.Gallery(height="fit-content", show_label=False, visible=False, buttons=LOOK["buttons"])
             with gr.Column(visible=False) as details:
-                heat = gr.Image(**LOOK, alt_text="where the words of its prompt went")
+                heat = gr.Image(**LOOK, show_label=False, alt_text="where the words of its prompt went")
                 text = gr.Textbox(label="Made with", interactive=False)
                 with gr.Row():
                     again, vary, edit = map(gr.Button, ("Again from this seed", "Variations", "Edit this"))
