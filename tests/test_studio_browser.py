@@ -95,7 +95,7 @@ def learn(tab: Page, token: str, steps: int, folder: str) -> None:
     tab.get_by_role("tab", name="Learn").click()
     choose(tab, "or a folder of examples/", "striped-circle")
     tab.get_by_label("Its word").fill(token)
-    tab.get_by_label("Steps (0: what suits)").fill(str(steps))
+    tab.get_by_label("Steps, 0 for the usual ones").fill(str(steps))
     begin(tab, button(tab, "Learn").click, folder)
 
 

@@ -1,7 +1,6 @@
 """train.py and sample.py as the page runs them: each a process of its own, of either script one after another.
 
-What there is to see of one is in its folder, and what it printed in a hidden file beside that. So closing a tab ends
-nothing, and a reload finds everything again.
+What there is to see of one is in its folder, and what it printed beside that: a tab that is closed ends nothing.
 """
 
 import json
@@ -9,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -34,10 +32,9 @@ class Commands:
         self.lock = Lock()  # between a command's start and its stop
         self.queues = {script: ThreadPoolExecutor(1) for script in ("train.py", "sample.py")}
 
-    def begin(self, script: str, folder: Path, options: Mapping[str, object], *more: str) -> None:
+    def begin(self, script: str, folder: Path, options: dict[str, object], *more: str) -> None:
         """Put a command into its script's queue. options: what is None, "" or False is left out; more: as typed."""
-        named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-        given = [flag if value is True else f"{flag}={value}" for flag, value in named.items() if value]
+        given = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in options.items() if v]
         self.processes[folder] = None
         command = [sys.executable, train_script().with_name(script), *given, *more, f"--out={folder}"]
         self.queues[script].submit(self.run, folder, command)
@@ -51,12 +48,11 @@ class Commands:
     def run(self, folder: Path, command: list[str | Path]) -> None:
         """In a queue's thread: the command from its start to its end."""
         with self.lock, open(folder.with_name(LOG.format(folder.name)), "wb") as log:
-            if begins := folder in self.processes:  # nobody stopped it while it waited
+            if folder in self.processes:  # nobody stopped it while it waited
                 # In a session of its own a Ctrl-C in the page's terminal does not reach it; close() hands that on.
-                options = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
-                self.processes[folder] = subprocess.Popen(command, **options)
-        if begins:
-            self.processes[folder].wait()
+                self.processes[folder] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        if process := self.processes.get(folder):
+            process.wait()
         with suppress(OSError):
             folder.rmdir()  # if it did not come to write anything
 

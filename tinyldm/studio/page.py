@@ -3,11 +3,10 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import gradio as gr
-import numpy as np
 import pandas
 from PIL import Image
 
@@ -16,13 +15,16 @@ from tinyldm.files import new_folder
 from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import described, load_embeddings, read_vocabulary, save_embeddings
 from tinyldm.images import RASTER_FORMATS, SUFFIXES, as_rgb, enlarged, read_image, save_image
-from tinyldm.inversion import TEMPLATES
 from tinyldm.latent_diffusion import Defaults
 from tinyldm.sampler import SAMPLERS
 from tinyldm.studio.commands import OUTPUTS, Commands
 
 CANVAS = 512  # pixels, at least, of a picture that is painted on
+PICTURES = "[0-9][0-9][0-9][0-9].png"  # of sample.py
 SMOOTH = 30  # steps whose mean is a point of the curves, since the loss of single ones jumps
+PRIVATE = {"share": False, "ssr_mode": False, "run_history": False, "max_file_size": "32mb"}
+PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_lock": True}
+CSS = ".gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }"
 LOOK = {"interactive": False, "buttons": ["download", "fullscreen"]}
 PAINT = {"type": "pil", "sources": (), "transforms": (), "layers": False, "canvas_size": (CANVAS, CANVAS)}
 
@@ -45,13 +47,11 @@ class Page:
         return self.commands.folders().get(name, OUTPUTS / ".none")
 
     def view(self, name: str | None, to: str) -> list:
-        """A folder -> what its command says, Stop, Continue, the clock; of a word its part of the page, its previews,
-        curves and file for one of FORMATS; of pictures the gallery."""
-        folder = self.folder(name)
-        curve = pandas.read_csv(folder / "loss.csv", dtype=float) if (folder / "loss.csv").exists() else None
-        if curve is not None:
-            curve = curve.rolling(SMOOTH, min_periods=1, on="step").mean()
-        alive, pictures, preview = self.commands.alive(folder), pictures_in(folder), folder / "preview.png"
+        """What there is to see of a folder, and which buttons go. to: one of FORMATS, for the word's file."""
+        folder, curve = self.folder(name), None
+        if (folder / "loss.csv").exists():
+            curve = pandas.read_csv(folder / "loss.csv", dtype=float).rolling(SMOOTH, 1, on="step").mean()
+        alive, pictures, preview = self.commands.alive(folder), sorted(folder.glob(PICTURES)), folder / "preview.png"
         resumable, is_word = ((folder / file).exists() for file in ("resume.safetensors", "embedding.safetensors"))
         buttons = [gr.update(interactive=alive), gr.update(interactive=resumable and not alive), gr.Timer(active=alive)]
         file = converted(folder, to) if is_word and not alive else None
@@ -61,12 +61,8 @@ class Page:
 
     def learn(self, files: list[str], board: dict, example: str, token: str, kind: str, init: str, steps: int) -> dict:
         """Learn from the first of these that is there: files, a drawing, a folder of examples/."""
-        if files:
-            pictures = keep(*uploads(files, read_image))
-        elif stroke_of(board):
-            pictures = keep(board["composite"])
-        else:
-            pictures = Path("examples", example)
+        images = files or [board["composite"]] * bool(stroke_of(board))
+        pictures = keep(*images) if images else Path("examples", example)
         folder = new_folder(OUTPUTS / (re.sub(r"\W+", "", token)[:60] or "word"))
         given = {"images": pictures, "token": token, "property": kind, "init": init, "steps": steps}
         self.commands.begin("train.py", folder, given | self.model)
@@ -91,13 +87,14 @@ class Page:
 
     def take_words(self, files: list[str]) -> list:
         """Copy the words of any tool's files into folders of their own."""
-        for file, learned in zip(files, uploads(files, load_embeddings), strict=True):
+        for file in files:
+            learned = read_upload(file, load_embeddings)
             save_embeddings(new_folder(OUTPUTS / Path(file).stem) / "embedding.safetensors", learned)
         return self.words()
 
     def choose(self, name: str, event: gr.SelectData) -> list:
         """A picture that is clicked -> its file, its part of the page, where its words went, what it was made with."""
-        file = pictures_in(self.folder(name))[event.index]
+        file = sorted(self.folder(name).glob(PICTURES))[event.index]
         heat = file.with_name(f"{file.stem}-attention.png")
         with Image.open(file, formats=["PNG"]) as image:
             return [file, gr.update(visible=True), heat if heat.exists() else None, image.text.get("parameters", "")]
@@ -111,11 +108,6 @@ class Page:
         prompt, seed, _ = self.again(made_with)
         return self.menu(self.draw({"prompt": prompt, "seed": seed + 1, "num": 4, "init_image": file, "strength": 0.6}))
 
-    def edit(self, versions: list[Path], file: str | Path) -> list:
-        """Open one more version, an upload or a picture of ours. -> all versions, the editor with it, the tab"""
-        file = keep(*uploads([file], read_image)) / "00.png" if isinstance(file, str) else file
-        return [*opened([*versions, file]), gr.update(selected="edit")]
-
     def change(self, editor: dict, versions: list[Path], prompt: str, strength: float, seed: int) -> Iterator[list]:
         """What was painted over becomes what the prompt says; if nothing was, all of it. -> the menu, opened()"""
         if not versions:
@@ -128,7 +120,7 @@ class Page:
         yield [self.menu(folder), *[gr.skip()] * 4]
         while self.commands.alive(folder):
             time.sleep(0.2)
-        yield [gr.skip(), *opened([*versions, *pictures_in(folder)])]
+        yield [gr.skip(), *opened([*versions, *folder.glob(PICTURES)])]
 
     def look(self, word: str) -> list:
         """Norm and nearest known words of a word at each of its saves, and its folder."""
@@ -143,10 +135,10 @@ class Page:
         return self.menu(self.draw(given, "--interpolate", start or "", end or ""))
 
 
-def uploads(files: list[str], read: Callable) -> list:
-    """All of them, read; an error names one without the folder that the page keeps it in."""
+def read_upload(file: str, read: Callable) -> object:
+    """What read(file) returns; its error names the file without the folder that the page keeps it in."""
     try:
-        return [read(file) for file in files]
+        return read(file)
     except InputError as error:
         raise InputError(re.sub(r"\S*/gradio/\w+/", "", str(error))) from error
 
@@ -165,27 +157,23 @@ def opened(versions: list[Path]) -> list:
     return [versions, {"background": after, "layers": [], "composite": None}, before, after]
 
 
-def keep(*images: Image.Image) -> Path:
-    """Write what the user gave into a folder where a command finds it, and finds it again. -> the folder"""
+def keep(*given: Image.Image | str) -> Path:
+    """Write images and uploads into a folder where a command finds them, and finds them again. -> the folder"""
+    images = [as_rgb(each) if isinstance(each, Image.Image) else read_upload(each, read_image) for each in given]
     folder = new_folder(OUTPUTS / "given" / "pictures")
     for i, image in enumerate(images):
-        save_image(as_rgb(image), folder / f"{i:02d}.png")
+        save_image(image, folder / f"{i:02d}.png")
     return folder
 
 
 def stroke_of(editor: dict | None) -> Image.Image | None:
     """Where somebody painted, white on black; None if nowhere."""
-    layers = [np.asarray(layer)[..., 3] for layer in (editor or {}).get("layers", [])]
-    return Image.fromarray(np.max(layers, axis=0)) if np.any(layers) else None
+    stroke = editor["layers"][0].getchannel("A") if editor and editor["layers"] else None
+    return stroke if stroke and stroke.getbbox() else None
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9][0-9][0-9][0-9].png"))
-
-
-def build(do: Page, defaults: Defaults, seed: int) -> gr.Blocks:
+def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
     """seed: of the first picture, at first."""
-    whole = partial(gr.Number, precision=0)
     suffixes, examples = sorted(SUFFIXES), sorted(folder.name for folder in Path("examples").glob("*/"))
     with gr.Blocks(title="tinyldm", analytics_enabled=False) as page, gr.Row():
         file, versions, clock = gr.State(), gr.State([]), gr.Timer(0.7, active=False)
@@ -195,28 +183,28 @@ def build(do: Page, defaults: Defaults, seed: int) -> gr.Blocks:
                 example = gr.Dropdown(examples, label="or a folder of examples/")
                 with gr.Accordion("or draw one", open=False):
                     board = gr.ImageEditor(show_label=False, **PAINT)
-                with gr.Row():
-                    token, init = gr.Textbox("S*", label="Its word"), gr.Textbox(label="Begins as")
-                kind = gr.Radio(list(TEMPLATES), value="object", label="What the pictures share")
-                steps = whole(0, label="Steps (0: what suits)")
+                kind = gr.Radio(["object", "style"], value="object", label="What they share")
+                token, init = gr.Textbox("S*", label="Its word"), gr.Textbox(label="Begins as", placeholder="thing")
+                steps = gr.Number(0, label="Steps, 0 for the usual ones", precision=0)
                 learn = gr.Button("Learn", variant="primary")
             with gr.Tab("Make", id="make") as making:
                 prompt = gr.Textbox("a photo of ", label="Prompt")
                 known = gr.Dataset(components=[prompt], samples=[], label="Learned words", layout="gallery")
                 dropped = gr.File(label="Words of any tool: .safetensors, .pt, …", file_count="multiple", height=110)
                 with gr.Row():
-                    first, number = whole(seed, label="Seed"), whole(4, label="Pictures")
-                with gr.Row():
-                    count = whole(defaults.sampler_steps, label="Steps")
-                    scale = gr.Number(defaults.guidance, label="Guidance")
-                    sampler = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler")
+                    first, number = (
+                        gr.Number(n, label=each, precision=0) for n, each in ((seed, "Seed"), (4, "Pictures"))
+                    )
+                    count = gr.Number(usual.sampler_steps, label="Steps", precision=0)
+                    scale = gr.Number(usual.guidance, label="Guidance")
+                    sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
                 make = gr.Button("Make", variant="primary")
             with gr.Tab("Edit", id="edit"):
                 upload = gr.UploadButton("Open a picture", file_types=suffixes)
                 editor = gr.ImageEditor(label="Paint over what changes", **PAINT)
                 becomes = gr.Textbox(label="What should be there")
                 with gr.Row():
-                    strength, other = gr.Slider(0.1, 1, 1, label="Strength"), whole(seed, label="Seed")
+                    strength, other = gr.Slider(0.1, 1, 1, label="Strength"), gr.Number(seed, label="Seed", precision=0)
                 with gr.Row():
                     change, undo = gr.Button("Change", variant="primary"), gr.Button("Undo it")
                 with gr.Row():
@@ -224,10 +212,8 @@ def build(do: Page, defaults: Defaults, seed: int) -> gr.Blocks:
             with gr.Tab("Look inside", id="inside") as inside:
                 start = gr.Dropdown(label="Word")
                 near = gr.Textbox(label="Its norm and nearest words, at each save", lines=6, interactive=False)
-                end = gr.Dropdown(label="From it to")
-                phrase = gr.Textbox("a photo of {}", label="Prompt, {} for the word")
-                go = gr.Button("Go", variant="primary")
-                share = gr.Slider(0, 7, 0, step=1, label="On the way")
+                end, phrase = gr.Dropdown(label="From it to"), gr.Textbox("a photo of {}", label="Prompt, {}: the word")
+                go, share = gr.Button("Go", variant="primary"), gr.Slider(0, 7, 0, step=1, label="On the way")
         with gr.Column():
             folder = gr.Dropdown(label="Words and pictures in outputs/")
             said = gr.Textbox(label="It says", lines=2, max_lines=6, interactive=False)
@@ -262,8 +248,8 @@ def build(do: Page, defaults: Defaults, seed: int) -> gr.Blocks:
         gallery.select(do.choose, folder, [file, details, heat, text])
         again.click(do.again, text, wanted[:3]).success(do.make, wanted, folder)
         vary.click(do.vary, [file, text], folder)
-        edit.click(do.edit, [versions, file], [*edited, tabs])
-        upload.upload(do.edit, [versions, upload], [*edited, tabs])
+        edit.click(lambda old, new: [*opened([*old, new]), gr.Tabs(selected="edit")], [versions, file], [*edited, tabs])
+        upload.upload(lambda old, new: opened([*old, keep(new) / "00.png"]), [versions, upload], edited)
         change.click(do.change, [editor, versions, becomes, strength, other], [folder, *edited], show_progress="hidden")
         undo.click(lambda versions: opened(versions[:-1]), versions, edited)
         start.input(do.look, start, [near, folder])
@@ -277,8 +263,5 @@ def launch(page: gr.Blocks, host: str, port: int) -> None:
     for name in {*Image.OPEN} - {*RASTER_FORMATS}:
         del Image.OPEN[name]  # the page's own widgets open pictures too: no other ones than read_image
     page.queue(default_concurrency_limit=None)  # the commands have queues of their own, which are seen
-    place = {"server_name": host, "server_port": port, "max_file_size": "32mb", "prevent_thread_lock": True}
-    private = {"share": False, "quiet": True, "ssr_mode": False, "run_history": False, "footer_links": []}
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # its own would be fetched
-    css = ".gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }"
-    page.launch(**place, **private, theme=theme, css=css, show_error=True)
+    page.launch(server_name=host, server_port=port, theme=theme, css=CSS, **PRIVATE, **PLAIN)
