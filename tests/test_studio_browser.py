@@ -73,7 +73,7 @@ def button(tab: Page, name: str):
 
 
 def chosen(tab: Page):
-    return tab.get_by_label("Words and pictures in outputs/")
+    return tab.get_by_label("In outputs/")
 
 
 def said(tab: Page):
@@ -95,7 +95,7 @@ def learn(tab: Page, token: str, steps: int, folder: str) -> None:
     tab.get_by_role("tab", name="Learn").click()
     choose(tab, "or a folder of examples/", "striped-circle")
     tab.get_by_label("Its word").fill(token)
-    tab.get_by_label("Steps, 0 for the usual ones").fill(str(steps))
+    tab.get_by_label("Steps, 0 for as usual").fill(str(steps))
     begin(tab, button(tab, "Learn").click, folder)
 
 
@@ -172,11 +172,11 @@ def test_two_tabs_wait_for_each_other_and_a_run_outlives_its_tab(context, place,
     first.close()
     second.reload()
     expect(said(second)).to_have_value("waits for the one before it")
-    choose(second, "Words and pictures in outputs/", "A")
+    choose(second, "In outputs/", "A")
     expect(said(second)).to_have_value(re.compile(r"step \d+ of 100000"))
     button(second, "Stop").click()
     expect(said(second)).to_have_value(re.compile(r"^stopped after \d+ of 100000 steps, saved in outputs/A"))
-    choose(second, "Words and pictures in outputs/", "B")
+    choose(second, "In outputs/", "B")
     expect(said(second)).to_have_value(re.compile(r"step \d+ of 100000"))
     button(second, "Stop").click()
     expect(said(second)).to_have_value(re.compile("^stopped after"))

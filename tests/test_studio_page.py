@@ -76,13 +76,14 @@ def test_learn_keeps_the_uploads_as_png_and_learns_from_them(page, tmp_path):
 
 
 def test_learn_takes_a_folder_of_examples_unless_something_was_drawn(page):
-    page.learn(None, editor(), "bolt", "<b>", "object", "yellow triangle", 0)
+    for untouched in (None, editor()):  # the widget gives nothing until it is first shown
+        page.learn(None, untouched, "bolt", "<b>", "object", "yellow triangle", 0)
     options = options_of(page)
     assert (options.images, options.init, options.steps) == (Path("examples", "bolt"), "yellow triangle", None)
     page.learn(None, editor((0, 0, 256, 512)), "bolt", "<b>", "object", "", 0)
     ((_, drawing),) = read_images(options_of(page).images)
     assert drawing.getpixel((10, 10)) == (200, 50, 50) and drawing.getpixel((500, 10)) == (255, 255, 255)
-    assert page.commands.last[0] == OUTPUTS / "b-2"
+    assert page.commands.last[0] == OUTPUTS / "b-3"
 
 
 def test_an_upload_that_is_no_picture_is_one_line_with_its_name_and_begins_nothing(page, tmp_path):

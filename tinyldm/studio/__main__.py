@@ -1,7 +1,6 @@
 """One page in the browser to learn words, to make and to edit pictures with them, and to look inside.
 
-    python -m tinyldm.studio
-    python -m tinyldm.studio --weights weights/sd15 --port 8000
+    python -m tinyldm.studio --weights weights/tiny
 
 It runs train.py and sample.py, and keeps nothing but the folders that they write into outputs/. Only this computer sees
 it, unless --host says otherwise; who sees it may use it. Ctrl-C ends it and what it runs, and keeps what was learned.

@@ -20,7 +20,6 @@ from tinyldm.lab.measure.learning import train_script
 from tinyldm.run import MAX_SETTINGS_BYTES
 
 OUTPUTS = Path("outputs")
-LOG = ".{}.log"  # beside a folder, which has to be empty when a command begins
 BAR = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+)")  # tqdm's: done, of how many, and the time that is left
 
 
@@ -47,7 +46,7 @@ class Commands:
 
     def run(self, folder: Path, command: list[str | Path]) -> None:
         """In a queue's thread: the command from its start to its end."""
-        with self.lock, open(folder.with_name(LOG.format(folder.name)), "wb") as log:
+        with self.lock, open(OUTPUTS / f".{folder.name}.log", "wb") as log:
             if folder in self.processes:  # nobody stopped it while it waited
                 # In a session of its own a Ctrl-C in the page's terminal does not reach it; close() hands that on.
                 self.processes[folder] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -59,10 +58,8 @@ class Commands:
     def stop(self, folder: Path) -> None:
         """As Ctrl-C does: what there is by then is kept. A command that waits never begins."""
         with self.lock:
-            if process := self.processes.get(folder):
+            if process := self.processes.get(folder) or self.processes.pop(folder, None):
                 process.send_signal(signal.SIGINT)  # nothing, if it has ended
-            else:
-                self.processes.pop(folder, None)
 
     def close(self) -> None:
         """Stop all, and wait until they have saved."""
@@ -80,7 +77,7 @@ class Commands:
         """How far it is; of one that has ended its last words, errors and warnings among them."""
         if folder in self.processes and self.processes[folder] is None:
             return "waits for the one before it"
-        log = folder.with_name(LOG.format(folder.name))
+        log = OUTPUTS / f".{folder.name}.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         bars = [bar.groups() for line in lines if (bar := BAR.search(line))]
         if self.alive(folder):

@@ -21,7 +21,6 @@ from tinyldm.studio.commands import OUTPUTS, Commands
 
 CANVAS = 512  # pixels, at least, of a picture that is painted on
 PICTURES = "[0-9][0-9][0-9][0-9].png"  # of sample.py
-SMOOTH = 30  # steps whose mean is a point of the curves, since the loss of single ones jumps
 PRIVATE = {"share": False, "ssr_mode": False, "run_history": False, "max_file_size": "32mb"}
 PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_lock": True}
 CSS = ".gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }"
@@ -50,7 +49,7 @@ class Page:
         """What there is to see of a folder, and which buttons go. to: one of FORMATS, for the word's file."""
         folder, curve = self.folder(name), None
         if (folder / "loss.csv").exists():
-            curve = pandas.read_csv(folder / "loss.csv", dtype=float).rolling(SMOOTH, 1, on="step").mean()
+            curve = pandas.read_csv(folder / "loss.csv", dtype=float).rolling(30, 1, on="step").mean()  # less jumpy
         alive, pictures, preview = self.commands.alive(folder), sorted(folder.glob(PICTURES)), folder / "preview.png"
         resumable, is_word = ((folder / file).exists() for file in ("resume.safetensors", "embedding.safetensors"))
         buttons = [gr.update(interactive=alive), gr.update(interactive=resumable and not alive), gr.Timer(active=alive)]
@@ -61,7 +60,7 @@ class Page:
 
     def learn(self, files: list[str], board: dict, example: str, token: str, kind: str, init: str, steps: int) -> dict:
         """Learn from the first of these that is there: files, a drawing, a folder of examples/."""
-        images = files or [board["composite"]] * bool(stroke_of(board))
+        images = files or ([board["composite"]] if stroke_of(board) else [])
         pictures = keep(*images) if images else Path("examples", example)
         folder = new_folder(OUTPUTS / (re.sub(r"\W+", "", token)[:60] or "word"))
         given = {"images": pictures, "token": token, "property": kind, "init": init, "steps": steps}
@@ -70,10 +69,9 @@ class Page:
 
     def draw(self, given: dict[str, object], *more: str) -> Path:
         """Begin sample.py with the learned words that are named. -> its folder"""
-        folder, texts = new_folder(OUTPUTS / "samples"), [*map(str, given.values()), *more]
-        files = {file for word, file in self.commands.words().items() if any(word in text for text in texts)}
-        more = ["--attention", *(f"--embedding={file}" for file in files), *more]
-        self.commands.begin("sample.py", folder, given | self.model, *more)
+        folder, texts = new_folder(OUTPUTS / "samples"), "\n".join(map(str, [*given.values(), *more]))
+        embeddings = {f"--embedding={file}" for word, file in self.commands.words().items() if word in texts}
+        self.commands.begin("sample.py", folder, given | self.model, "--attention", *embeddings, *more)
         return folder
 
     def make(self, prompt: str, seed: int, num: int, steps: int, guidance: float, sampler: str) -> dict:
@@ -184,17 +182,16 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
                 with gr.Accordion("or draw one", open=False):
                     board = gr.ImageEditor(show_label=False, **PAINT)
                 kind = gr.Radio(["object", "style"], value="object", label="What they share")
-                token, init = gr.Textbox("S*", label="Its word"), gr.Textbox(label="Begins as", placeholder="thing")
-                steps = gr.Number(0, label="Steps, 0 for the usual ones", precision=0)
+                token, init = gr.Textbox("S*", label="Its word"), gr.Textbox(label="Begins as, if not as usual")
+                steps = gr.Number(0, label="Steps, 0 for as usual", precision=0)
                 learn = gr.Button("Learn", variant="primary")
             with gr.Tab("Make", id="make") as making:
                 prompt = gr.Textbox("a photo of ", label="Prompt")
                 known = gr.Dataset(components=[prompt], samples=[], label="Learned words", layout="gallery")
                 dropped = gr.File(label="Words of any tool: .safetensors, .pt, …", file_count="multiple", height=110)
                 with gr.Row():
-                    first, number = (
-                        gr.Number(n, label=each, precision=0) for n, each in ((seed, "Seed"), (4, "Pictures"))
-                    )
+                    first = gr.Number(seed, label="Seed", precision=0)
+                    number = gr.Number(4, label="Pictures", precision=0)
                     count = gr.Number(usual.sampler_steps, label="Steps", precision=0)
                     scale = gr.Number(usual.guidance, label="Guidance")
                     sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
@@ -203,28 +200,23 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
                 upload = gr.UploadButton("Open a picture", file_types=suffixes)
                 editor = gr.ImageEditor(label="Paint over what changes", **PAINT)
                 becomes = gr.Textbox(label="What should be there")
-                with gr.Row():
-                    strength, other = gr.Slider(0.1, 1, 1, label="Strength"), gr.Number(seed, label="Seed", precision=0)
-                with gr.Row():
-                    change, undo = gr.Button("Change", variant="primary"), gr.Button("Undo it")
+                strength, other = gr.Slider(0.1, 1, 1, label="Strength"), gr.Number(seed, label="Seed", precision=0)
+                change, undo = gr.Button("Change", variant="primary"), gr.Button("Undo it")
                 with gr.Row():
                     before, after = (gr.Image(**LOOK, label=each, elem_id=each) for each in ("Before", "After"))
             with gr.Tab("Look inside", id="inside") as inside:
-                start = gr.Dropdown(label="Word")
-                near = gr.Textbox(label="Its norm and nearest words, at each save", lines=6, interactive=False)
+                start, near = gr.Dropdown(label="Word"), gr.Textbox(label="At each save", lines=6, interactive=False)
                 end, phrase = gr.Dropdown(label="From it to"), gr.Textbox("a photo of {}", label="Prompt, {}: the word")
                 go, share = gr.Button("Go", variant="primary"), gr.Slider(0, 7, 0, step=1, label="On the way")
         with gr.Column():
-            folder = gr.Dropdown(label="Words and pictures in outputs/")
-            said = gr.Textbox(label="It says", lines=2, max_lines=6, interactive=False)
+            folder, said = gr.Dropdown(label="In outputs/"), gr.Textbox(label="It says", max_lines=6, interactive=False)
             with gr.Row():
                 stop, go_on = gr.Button("Stop", interactive=False), gr.Button("Continue", interactive=False)
             with gr.Column(visible=False) as word:
                 preview = gr.Image(**LOOK, show_label=False, alt_text="pictures with the word as it is being learned")
                 with gr.Row():
                     loss, norm = (gr.LinePlot(x="step", y=y, height=180, show_label=False) for y in ("loss", "norm"))
-                with gr.Row():
-                    to, download = gr.Dropdown(list(FORMATS), label="As a file for"), gr.DownloadButton("Download it")
+                to, download = gr.Dropdown(list(FORMATS), label="As a file for"), gr.DownloadButton("Download it")
             gallery = gr.Gallery(height="fit-content", show_label=False, visible=False, buttons=LOOK["buttons"])
             with gr.Column(visible=False) as details:
                 heat = gr.Image(**LOOK, show_label=False, alt_text="where the words of its prompt went")
