@@ -133,6 +133,7 @@ def test_what_is_painted_over_changes_and_the_rest_does_not_and_undo_brings_it_b
     canvas = tab.locator("canvas:visible").last
     expect(tab.locator("#After img")).to_be_visible()
     tab.wait_for_timeout(1000)  # the widget draws the picture some frames after it has it
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     tab.mouse.move(x - 40, y - 40)

@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLES, ROOT, WEIGHTS
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import sample
 import train
@@ -17,7 +18,7 @@ from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.images import read_image, read_images, save_image
 from tinyldm.studio.commands import OUTPUTS, Commands
-from tinyldm.studio.page import Page, converted, opened, stroke_of
+from tinyldm.studio.page import Page, converted, launch, opened, stroke_of
 
 
 class Noted(Commands):
@@ -212,12 +213,35 @@ def test_a_run_is_shown_with_its_curves(page):
     assert not stop["interactive"] and not go_on["interactive"] and not clock.active and said == ""
 
 
+def test_a_command_that_ended_with_an_error_and_left_no_folder_still_says_so(page):
+    OUTPUTS.mkdir()
+    page.commands.processes[OUTPUTS / "circle"] = SimpleNamespace(poll=lambda: 2)
+    (OUTPUTS / ".circle.log").write_text('train.py: error: the token "circle" is already a word\n')
+    said, stop, go_on, clock, *_ = page.view("circle", "diffusers")
+    assert said == 'train.py: error: the token "circle" is already a word'
+    assert not stop["interactive"] and not go_on["interactive"] and not clock.active
+
+
 def test_a_name_that_is_no_folder_of_ours_shows_nothing(page, tmp_path):
     save_image(Image.new("RGB", (8, 8)), tmp_path / "0000.png")
     learned("S", "S*")
     for name in (None, "..", "../..", "/", "nothing"):
         *_, word, preview, loss, _, download, gallery = page.view(name, "diffusers")
         assert not word["visible"] and not gallery["visible"] and (preview, loss, download) == (None, None, None)
+
+
+def test_the_page_is_launched_for_this_computer_alone_and_its_widgets_read_plain_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "ID", [*Image.ID])  # as gradio's import left it: all that Pillow knows
+    told = {}
+    launch(SimpleNamespace(queue=lambda **_: None, launch=lambda **options: told.update(options)), "127.0.0.1", 7)
+    assert (told["server_name"], told["server_port"], told["share"]) == ("127.0.0.1", 7, False)
+    assert told["max_file_size"] and not told["run_history"]
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(tmp_path / "a.png")
+    for name in ("b.png", "b.jpg", "b.webp", "b.gif", "b.avif"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+        assert Image.open(tmp_path / name).size == (8, 8)
 
 
 def test_nothing_else_imports_the_page():

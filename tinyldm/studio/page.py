@@ -43,7 +43,7 @@ class Page:
 
     def folder(self, name: str | None) -> Path:
         """The folder of a name; for what is no name of one, a folder that does not exist."""
-        return self.commands.folders().get(name, OUTPUTS / ".none")
+        return ({f.name: f for f in self.commands.processes} | self.commands.folders()).get(name, OUTPUTS / ".none")
 
     def view(self, name: str | None, to: str) -> list:
         """What there is to see of a folder, and which buttons go. to: one of FORMATS, for the word's file."""
@@ -252,8 +252,8 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
 
 def launch(page: gr.Blocks, host: str, port: int) -> None:
     """Show it to whoever reaches the host's address, and go on."""
-    for name in {*Image.OPEN} - {*RASTER_FORMATS}:
-        del Image.OPEN[name]  # the page's own widgets open pictures too: no other ones than read_image
+    # The page's own widgets open pictures too: no other ones than read_image.
+    Image.ID[:] = [name for name in Image.ID if name in RASTER_FORMATS]
     page.queue(default_concurrency_limit=None)  # the commands have queues of their own, which are seen
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # its own would be fetched
     page.launch(server_name=host, server_port=port, theme=theme, css=CSS, **PRIVATE, **PLAIN)
