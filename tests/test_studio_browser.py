@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import EXAMPLES, ROOT
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
-from tinyldm.formats.embeddings import load_embeddings
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="no Chromium here; CI installs it")
@@ -126,6 +127,13 @@ def test_pictures_are_made_with_it_by_keyboard_and_tell_their_settings_and_atten
     tab.locator(".thumbnail-item").nth(1).press("Enter")
     expect(tab.get_by_label("Made with")).to_have_value(re.compile(r"a photo of S\*\nSteps: 2, .*Seed: 1,"))
     expect(tab.get_by_alt_text("where the words of its prompt went")).to_be_visible()
+
+
+def test_a_word_that_is_dropped_becomes_a_button(tab, tmp_path):
+    save_embeddings(tmp_path / "my-heart.pt", {"my-heart": torch.ones(1, 128)}, "a1111")
+    drop = tab.locator(".block", has_text="Words of any tool").locator("input[type=file]").first
+    drop.set_input_files(tmp_path / "my-heart.pt")
+    expect(button(tab, "my-heart")).to_be_visible()
 
 
 def test_what_is_painted_over_changes_and_the_rest_does_not_and_undo_brings_it_back(tab, place):
