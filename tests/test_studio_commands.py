@@ -9,7 +9,6 @@ import torch
 from conftest import EXAMPLES
 
 import train
-from tinyldm import InputError
 from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.studio import commands as module
 from tinyldm.studio.commands import OUTPUTS, Commands
@@ -124,8 +123,3 @@ def test_the_end_of_the_page_stops_what_goes_on_and_what_waits(commands):
     commands.close()
     assert commands.told(first) == "kept what was learned"
     assert not second.exists()
-
-
-def test_settings_that_are_lost_are_an_error(commands):
-    with pytest.raises((InputError, OSError)):
-        commands.go_on(OUTPUTS / "nowhere")

@@ -1,6 +1,7 @@
 """What the page's buttons do, without a browser: which commands they begin, and what they refuse."""
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,7 +201,7 @@ def test_from_one_word_to_another_gives_both_to_sample_py(page):
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_word_is_handed_out_in_every_format(page, to):
     file = converted(learned("my-star", "S*"), to)
-    (vectors,) = load_embeddings(file).values()
+    (vectors,) = load_embeddings(f"{file}:my-star").values()
     assert vectors.shape == (1, 128) and file.name == f"my-star{FORMATS[to].suffix}"
 
 
@@ -242,6 +243,13 @@ def test_the_page_is_launched_for_this_computer_alone_and_its_widgets_read_plain
     for name in ("b.png", "b.jpg", "b.webp", "b.gif", "b.avif"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / name)
         assert Image.open(tmp_path / name).size == (8, 8)
+
+
+def test_without_gradio_or_with_no_such_weights_the_command_ends_with_one_line(run, monkeypatch):
+    assert "no checkpoint at nowhere" in run("tinyldm.studio", "--weights", "nowhere").error
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "tinyldm.studio.page")
+    assert run("tinyldm.studio", "--weights", WEIGHTS).error.endswith('pip install -e ".[studio]"')
 
 
 def test_nothing_else_imports_the_page():
