@@ -203,6 +203,9 @@ def test_a_word_is_handed_out_in_every_format(page, to):
     file = converted(learned("my-star", "S*"), to)
     (vectors,) = load_embeddings(f"{file}:my-star").values()
     assert vectors.shape == (1, 128) and file.name == f"my-star{FORMATS[to].suffix}"
+    assert [each.name for each in (OUTPUTS / "my-star").iterdir()] == [
+        "embedding.safetensors"
+    ]  # and its age is the same
 
 
 def test_a_run_is_shown_with_its_curves(page):

@@ -143,8 +143,8 @@ def read_upload(file: str, read: Callable) -> object:
 
 def converted(folder: Path, to: str) -> Path:
     """A word as a file for one of FORMATS, called after its folder, as some tools go by the name."""
-    file = folder / to / f"{folder.name}{FORMATS[to].suffix}"
-    file.parent.mkdir(exist_ok=True)
+    file = OUTPUTS / "converted" / to / f"{folder.name}{FORMATS[to].suffix}"  # a run's own folder stays as it is
+    file.parent.mkdir(parents=True, exist_ok=True)
     save_embeddings(file, load_embeddings(folder / "embedding.safetensors"), to)
     return file
 
