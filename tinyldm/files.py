@@ -57,12 +57,18 @@ def take_folder(given: Path | None, default: Path) -> Path:
         lock_folder(given)
         check_unused(given)
         return given
+    folder = new_folder(default)
+    lock_folder(folder)
+    return folder
+
+
+def new_folder(default: Path) -> Path:
+    """Make the first of default, default-2, … that is not there."""
     default.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         folder = default.with_name(f"{default.name}-{number}") if number > 1 else default
         with suppress(FileExistsError):
             folder.mkdir()  # of two processes that try it at once, one gets the error
-            lock_folder(folder)
             return folder
 
 

@@ -1,0 +1,259 @@
+"""The page: on its left what can be done, on its right what is in a folder of outputs/."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import gradio as gr
+import pandas
+from PIL import Image
+
+from tinyldm import InputError
+from tinyldm.files import new_folder
+from tinyldm.formats.embedding_layouts import FORMATS
+from tinyldm.formats.embeddings import described, load_embeddings, read_vocabulary, save_embeddings
+from tinyldm.images import RASTER_FORMATS, SUFFIXES, as_rgb, enlarged, read_image, save_image
+from tinyldm.latent_diffusion import Defaults
+from tinyldm.sampler import SAMPLERS
+from tinyldm.studio.commands import OUTPUTS, Commands
+
+CANVAS = 512  # pixels, at least, of a picture that is painted on
+PICTURES = "[0-9][0-9][0-9][0-9].png"  # of sample.py
+PRIVATE = {"share": False, "ssr_mode": False, "run_history": False, "max_file_size": "32mb"}
+PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_lock": True}
+CSS = ".gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }"
+LOOK = {"interactive": False, "buttons": ["download", "fullscreen"]}
+PAINT = {"type": "pil", "sources": (), "transforms": (), "layers": False, "canvas_size": (CANVAS, CANVAS)}
+
+
+class Page:
+    """What its buttons do. What begins a command returns the menu of folders, with the command's chosen."""
+
+    def __init__(self, commands: Commands, model: dict[str, object]):
+        """model: the options that say which, for every command."""
+        self.commands, self.model = commands, model
+        self.vocabulary = cache(lambda: read_vocabulary(model["weights"]))
+
+    def menu(self, chosen: Path | None = None) -> dict:
+        """The menu of folders; the newest is chosen if no other is."""
+        names = [*self.commands.folders()]
+        return gr.update(choices=names, value=chosen.name if chosen else next(iter(names), None))
+
+    def folder(self, name: str | None) -> Path:
+        """The folder of a name; for what is no name of one, a folder that does not exist."""
+        return ({f.name: f for f in self.commands.processes} | self.commands.folders()).get(name, OUTPUTS / ".none")
+
+    def view(self, name: str | None, to: str) -> list:
+        """What there is to see of a folder, and which buttons go. to: one of FORMATS, for the word's file."""
+        folder, curve = self.folder(name), None
+        if (folder / "loss.csv").exists():
+            curve = pandas.read_csv(folder / "loss.csv", dtype=float).rolling(30, 1, on="step").mean()  # less jumpy
+        alive, pictures, preview = self.commands.alive(folder), sorted(folder.glob(PICTURES)), folder / "preview.png"
+        resumable, is_word = ((folder / file).exists() for file in ("resume.safetensors", "embedding.safetensors"))
+        buttons = [gr.update(interactive=alive), gr.update(interactive=resumable and not alive), gr.Timer(active=alive)]
+        file = converted(folder, to) if is_word and not alive else None
+        word = [gr.update(visible=is_word), preview if preview.exists() else None, curve, curve, file]
+        gallery = gr.update(value=pictures, columns=min(max(2, len(pictures)), 4), visible=bool(pictures))
+        return [self.commands.told(folder), *buttons, *word, gallery]
+
+    def learn(self, files: list[str], board: dict, example: str, token: str, kind: str, init: str, steps: int) -> dict:
+        """Learn from the first of these that is there: files, a drawing, a folder of examples/."""
+        images = files or ([board["composite"]] if stroke_of(board) else [])
+        pictures = keep(*images) if images else Path("examples", example)
+        folder = new_folder(OUTPUTS / (re.sub(r"\W+", "", token)[:60] or "word"))
+        given = {"images": pictures, "token": token, "property": kind, "init": init, "steps": steps}
+        self.commands.begin("train.py", folder, given | self.model)
+        return self.menu(folder)
+
+    def draw(self, given: dict[str, object], *more: str) -> Path:
+        """Begin sample.py with the learned words that are named. -> its folder"""
+        folder, texts = new_folder(OUTPUTS / "samples"), "\n".join(map(str, [*given.values(), *more]))
+        embeddings = {f"--embedding={file}" for word, file in self.commands.words().items() if word in texts}
+        self.commands.begin("sample.py", folder, given | self.model, "--attention", *embeddings, *more)
+        return folder
+
+    def make(self, prompt: str, seed: int, num: int, steps: int, guidance: float, sampler: str) -> dict:
+        given = {"prompt": prompt, "seed": seed, "num": num, "steps": steps, "guidance": guidance, "sampler": sampler}
+        return self.menu(self.draw(given))
+
+    def words(self) -> list:
+        """The buttons that add a word to the prompt, and the choices of the two ends of a way."""
+        words = [*self.commands.words()]
+        return [gr.update(samples=[[word] for word in words]), *[gr.update(choices=words)] * 2]
+
+    def take_words(self, files: list[str]) -> list:
+        """Copy the words of any tool's files into folders of their own."""
+        for file in files:
+            learned = read_upload(file, load_embeddings)
+            save_embeddings(new_folder(OUTPUTS / Path(file).stem) / "embedding.safetensors", learned)
+        return self.words()
+
+    def choose(self, name: str, event: gr.SelectData) -> list:
+        """A picture that is clicked -> its file, its part of the page, where its words went, what it was made with."""
+        file = sorted(self.folder(name).glob(PICTURES))[event.index]
+        heat = file.with_name(f"{file.stem}-attention.png")
+        with Image.open(file, formats=["PNG"]) as image:
+            return [file, gr.update(visible=True), heat if heat.exists() else None, image.text.get("parameters", "")]
+
+    def again(self, made_with: str) -> list:
+        """A picture's prompt and seed, and 1 for how many."""
+        return [made_with.split("\n")[0], int(re.findall(r"Seed: (\d+)", made_with)[-1]), 1]
+
+    def vary(self, file: Path, made_with: str) -> dict:
+        """Four pictures that begin with this one."""
+        prompt, seed, _ = self.again(made_with)
+        return self.menu(self.draw({"prompt": prompt, "seed": seed + 1, "num": 4, "init_image": file, "strength": 0.6}))
+
+    def change(self, editor: dict, versions: list[Path], prompt: str, strength: float, seed: int) -> Iterator[list]:
+        """What was painted over becomes what the prompt says; if nothing was, all of it. -> the menu, opened()"""
+        if not versions:
+            raise InputError("no picture is open, expected one; open a file, or click one that was made and Edit this")
+        given = {"prompt": prompt, "seed": seed, "init_image": versions[-1], "strength": strength}
+        if stroke := stroke_of(editor):
+            mask = stroke.resize(read_image(versions[-1]).size, Image.Resampling.BOX)
+            given |= {"mask": keep(mask.point(lambda share: 255 * (share > 0))) / "00.png", "keep_pixels": True}
+        folder = self.draw(given)
+        yield [self.menu(folder), *[gr.skip()] * 4]
+        while self.commands.alive(folder):
+            time.sleep(0.2)
+        yield [gr.skip(), *opened([*versions, *folder.glob(PICTURES)])]
+
+    def look(self, word: str) -> list:
+        """Norm and nearest known words of a word at each of its saves, and its folder."""
+        folder = self.commands.words()[word].parent
+        files = {file.stem: load_embeddings(file) for file in sorted(folder.glob("embedding*.safetensors"))}
+        lines = [line for name, words in files.items() for line in described(name, words, self.vocabulary())]
+        return ["\n".join(lines), folder.name]
+
+    def between(self, start: str, end: str, prompt: str, seed: int) -> dict:
+        """Pictures on the way from one word to another."""
+        given = {"prompt": prompt.replace("{}", start or ""), "seed": seed}
+        return self.menu(self.draw(given, "--interpolate", start or "", end or ""))
+
+
+def read_upload(file: str, read: Callable) -> object:
+    """What read(file) returns; its error names the file without the folder that the page keeps it in."""
+    try:
+        return read(file)
+    except InputError as error:
+        raise InputError(re.sub(r"\S*/gradio/\w+/", "", str(error))) from error
+
+
+def converted(folder: Path, to: str) -> Path:
+    """A word as a file for one of FORMATS, called after its folder, as some tools go by the name."""
+    file = OUTPUTS / "converted" / to / f"{folder.name}{FORMATS[to].suffix}"  # a run's own folder stays as it is
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_embeddings(file, load_embeddings(folder / "embedding.safetensors"), to)
+    return file
+
+
+def opened(versions: list[Path]) -> list:
+    """Versions of a picture -> these, the editor with the last one, the one before it and itself."""
+    before, after = [None, None, *(enlarged(read_image(file), CANVAS) for file in versions[-2:])][-2:]
+    return [versions, {"background": after, "layers": [], "composite": None}, before, after]
+
+
+def keep(*given: Image.Image | str) -> Path:
+    """Write images and uploads into a folder where a command finds them, and finds them again. -> the folder"""
+    images = [as_rgb(each) if isinstance(each, Image.Image) else read_upload(each, read_image) for each in given]
+    folder = new_folder(OUTPUTS / "given" / "pictures")
+    for i, image in enumerate(images):
+        save_image(image, folder / f"{i:02d}.png")
+    return folder
+
+
+def stroke_of(editor: dict | None) -> Image.Image | None:
+    """Where somebody painted, white on black; None if nowhere."""
+    stroke = editor["layers"][0].getchannel("A") if editor and editor["layers"] else None
+    return stroke if stroke and stroke.getbbox() else None
+
+
+def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
+    """seed: of the first picture, at first."""
+    suffixes, examples = sorted(SUFFIXES), sorted(folder.name for folder in Path("examples").glob("*/"))
+    with gr.Blocks(title="tinyldm", analytics_enabled=False) as page, gr.Row():
+        file, versions, clock = gr.State(), gr.State([]), gr.Timer(0.7, active=False)
+        with gr.Column(), gr.Tabs() as tabs:
+            with gr.Tab("Learn", id="learn"):
+                files = gr.File(label="Three to five pictures", file_count="multiple", file_types=suffixes, height=140)
+                example = gr.Dropdown(examples, label="or a folder of examples/")
+                with gr.Accordion("or draw one", open=False):
+                    board = gr.ImageEditor(show_label=False, **PAINT)
+                kind = gr.Radio(["object", "style"], value="object", label="What they share")
+                token, init = gr.Textbox("S*", label="Its word"), gr.Textbox(label="Begins as, if not as usual")
+                steps = gr.Number(0, label="Steps, 0 for as usual", precision=0)
+                learn = gr.Button("Learn", variant="primary")
+            with gr.Tab("Make", id="make") as making:
+                prompt = gr.Textbox("a photo of ", label="Prompt")
+                known = gr.Dataset(components=[prompt], samples=[], label="Learned words", layout="gallery")
+                dropped = gr.File(label="Words of any tool: .safetensors, .pt, …", file_count="multiple", height=110)
+                with gr.Row():
+                    first = gr.Number(seed, label="Seed", precision=0)
+                    number = gr.Number(4, label="Pictures", precision=0)
+                    count = gr.Number(usual.sampler_steps, label="Steps", precision=0)
+                    scale = gr.Number(usual.guidance, label="Guidance")
+                    sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
+                make = gr.Button("Make", variant="primary")
+            with gr.Tab("Edit", id="edit"):
+                upload = gr.UploadButton("Open a picture", file_types=suffixes)
+                editor = gr.ImageEditor(label="Paint over what changes", **PAINT)
+                becomes = gr.Textbox(label="What should be there")
+                strength, other = gr.Slider(0.1, 1, 1, label="Strength"), gr.Number(seed, label="Seed", precision=0)
+                change, undo = gr.Button("Change", variant="primary"), gr.Button("Undo it")
+                with gr.Row():
+                    before, after = (gr.Image(**LOOK, label=each, elem_id=each) for each in ("Before", "After"))
+            with gr.Tab("Look inside", id="inside") as inside:
+                start, near = gr.Dropdown(label="Word"), gr.Textbox(label="At each save", lines=6, interactive=False)
+                end, phrase = gr.Dropdown(label="From it to"), gr.Textbox("a photo of {}", label="Prompt, {}: the word")
+                go, share = gr.Button("Go", variant="primary"), gr.Slider(0, 7, 0, step=1, label="On the way")
+        with gr.Column():
+            folder, said = gr.Dropdown(label="In outputs/"), gr.Textbox(label="It says", max_lines=6, interactive=False)
+            with gr.Row():
+                stop, go_on = gr.Button("Stop", interactive=False), gr.Button("Continue", interactive=False)
+            with gr.Column(visible=False) as word:
+                preview = gr.Image(**LOOK, show_label=False, alt_text="pictures with the word as it is being learned")
+                with gr.Row():
+                    loss, norm = (gr.LinePlot(x="step", y=y, height=180, show_label=False) for y in ("loss", "norm"))
+                to, download = gr.Dropdown(list(FORMATS), label="As a file for"), gr.DownloadButton("Download it")
+            gallery = gr.Gallery(height="fit-content", show_label=False, visible=False, buttons=LOOK["buttons"])
+            with gr.Column(visible=False) as details:
+                heat = gr.Image(**LOOK, show_label=False, alt_text="where the words of its prompt went")
+                text = gr.Textbox(label="Made with", interactive=False)
+                with gr.Row():
+                    again, vary, edit = map(gr.Button, ("Again from this seed", "Variations", "Edit this"))
+
+        shown = [said, stop, go_on, clock, word, preview, loss, norm, download, gallery]
+        edited = [versions, editor, before, after]
+        wanted, names = [prompt, first, number, count, scale, sampler], [known, start, end]
+        page.load(do.menu, None, folder)
+        gr.on([page.load, making.select, inside.select], do.words, None, names)
+        gr.on([folder.change, to.change, clock.tick], do.view, [folder, to], shown, show_progress="hidden")
+        folder.change(lambda: gr.update(visible=False), None, details)
+        stop.click(lambda name: do.commands.stop(do.folder(name)), folder)
+        go_on.click(lambda name: do.commands.go_on(do.folder(name)), folder).then(do.view, [folder, to], shown)
+        learn.click(do.learn, [files, board, example, token, kind, init, steps], folder)
+        gr.on([make.click, prompt.submit], do.make, wanted, folder)
+        known.click(lambda text, word: f"{text.rstrip()} {word[0]}", [prompt, known], prompt)
+        dropped.upload(do.take_words, dropped, names)
+        gallery.select(do.choose, folder, [file, details, heat, text])
+        again.click(do.again, text, wanted[:3]).success(do.make, wanted, folder)
+        vary.click(do.vary, [file, text], folder)
+        edit.click(lambda old, new: [*opened([*old, new]), gr.Tabs(selected="edit")], [versions, file], [*edited, tabs])
+        upload.upload(lambda old, new: opened([*old, keep(new) / "00.png"]), [versions, upload], edited)
+        change.click(do.change, [editor, versions, becomes, strength, other], [folder, *edited], show_progress="hidden")
+        undo.click(lambda versions: opened(versions[:-1]), versions, edited)
+        start.input(do.look, start, [near, folder])
+        go.click(do.between, [start, end, phrase, first], folder)
+        share.change(lambda i: gr.update(selected_index=i), share, gallery, show_progress="hidden")
+    return page
+
+
+def launch(page: gr.Blocks, host: str, port: int) -> None:
+    """Show it to whoever reaches the host's address, and go on."""
+    # The page's own widgets open pictures too: no other ones than read_image.
+    Image.ID[:] = [name for name in Image.ID if name in RASTER_FORMATS]
+    page.queue(default_concurrency_limit=None)  # the commands have queues of their own, which are seen
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # its own would be fetched
+    page.launch(server_name=host, server_port=port, theme=theme, css=CSS, **PRIVATE, **PLAIN)
