@@ -9,9 +9,11 @@ Writes 0000.png, 0001.png, … and sheet.png into outputs/samples, numbered if i
 and settings in a text chunk named "parameters". Picture i starts from the noise of seed + i, whatever the device or the
 batch. In a batch of another size it stays within 1 of 255 (in float32).
 
---init-image changes a picture, all of it or what --mask has white. --attention shows where the words of a prompt went.
+--init-image changes a picture, all of it or what --mask has white. --attention shows where the words of a prompt went,
+--show-steps how each picture comes out of the noise.
 """
 
+import math
 import signal
 import warnings
 from argparse import ArgumentTypeError, Namespace
@@ -42,6 +44,7 @@ from tinyldm.sampler import SAMPLERS, Between, Seed
 
 BATCH = 4  # pictures at a time: enough to keep the processor busy, few enough to fit
 ON_THE_WAY = 8  # pictures of an interpolation, its ends among them
+STEPS_SHOWN = 8  # of a picture, its last among them
 
 
 class Wanted(NamedTuple):
@@ -141,9 +144,10 @@ def sampled(
     stopping: Callable[[], int],  # asked after every step of the sampler; if it is true, no more pictures come
 ) -> Iterator[tuple[int, Image.Image, Tensor | None]]:
     """This rank's pictures, a batch at a time, a progress bar beside them, each after its number; with --attention its
-    heat maps behind it, else None."""
+    heat maps behind it, else None. With --show-steps a file beside each picture gets longer as it comes about."""
     _, h, w = model.latent_shape(sampling.height, sampling.width)
     steps = sampling.steps - (source.skipped(sampling.steps) if source else 0)
+    shown = {math.ceil(steps * i / STEPS_SHOWN) for i in range(1, STEPS_SHOWN + 1)} if options.show_steps else set()
     outside = None
     if source and source.mask:
         original = source.picture if options.keep_pixels else model.decode(model.encode(source.picture)[0])
@@ -152,14 +156,19 @@ def sampled(
     with tqdm(total=steps * len(batches), desc="sampling") as bar:
         for first in batches:
             prompts, seeds = zip(*wanted[first : first + BATCH], strict=True)
-            maps = HeatMaps(len(prompts), h, w)
+            maps, so_far = HeatMaps(len(prompts), h, w), [[] for _ in prompts]
             with watched(model.unet, maps) if options.attention else nullcontext():
-                for z in model.generate(  # noqa: B007, the last one is wanted
+                made = model.generate(
                     prompts, seeds, words=words, negative=options.negative, source=source, **sampling._asdict()
-                ):
+                )
+                for step, z in enumerate(made, 1):
                     if stopping():
                         return
                     bar.update()
+                    if step in shown:
+                        for i, image in enumerate(to_images(model.decode(z))):
+                            so_far[i].append(image)
+                            save_image(contact_sheet([so_far[i]]), options.out / f"{first + i:04d}-steps.png")
             images = to_images(model.decode(z))
             if outside:
                 images = [pasted(image, outside, source.mask) for image in images]
@@ -233,6 +242,7 @@ def parse_options(arguments: list[str]) -> Namespace:
         help="outside the mask keep the picture's own pixels, not encoded and decoded ones",
     )
     add("--attention", action="store_true", help="for each picture a sheet: where each word of its prompt went")
+    add("--show-steps", action="store_true", help="for each picture a strip: how it came out of the noise")
     add(
         "--interpolate",
         nargs=2,

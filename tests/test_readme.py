@@ -119,7 +119,7 @@ def test_the_commands_that_change_and_look_into_pictures_run_one_after_the_other
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "outputs" / "S").mkdir(parents=True)
     save_embeddings(tmp_path / "outputs" / "S" / "embedding.safetensors", {"S*": torch.full((1, 128), 0.01)})
-    new = {"--init-image", "--attention", "--interpolate"}
+    new = {"--init-image", "--attention", "--show-steps", "--interpolate"}
     asked = [words for words in commands("sample.py", public=False) if new & {*words}]
     assert {option for words in asked for option in words if option in new} == new
     for words in asked:
@@ -156,7 +156,7 @@ def lines_of(path: Path) -> int:
 def test_the_file_guide_is_complete_and_its_lengths_are_right():
     rows = {name: int(lines) for name, lines in re.findall(r"^\| `([\w/.]+)` \| ([\d,]+) \|", README, re.MULTILINE)}
     there = {f"tinyldm/{file.name}" for file in (ROOT / "tinyldm").glob("*.py")} - {"tinyldm/__init__.py"}
-    assert set(rows) == there | {"train.py", "sample.py", "tinyldm/formats/", "tinyldm/lab/"}
+    assert set(rows) == there | {"train.py", "sample.py", "tinyldm/formats/", "tinyldm/studio/", "tinyldm/lab/"}
     for name, stated in rows.items():
         assert stated == lines_of(ROOT / name), name
     method, total = re.search(r"`inversion\.py`, ([\d,]+) lines.* it is ([\d,]+) lines", README, re.DOTALL).groups()

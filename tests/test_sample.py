@@ -294,6 +294,26 @@ def test_attention_is_a_sheet_beside_each_picture(run, tmp_path):
     assert sheets[0].size == (4 * 132 + 4, 152 + 4) and sheets[0].tobytes() != sheets[1].tobytes()
 
 
+def test_the_steps_of_each_picture_are_a_strip_that_grows_and_ends_with_it(run, tmp_path, monkeypatch):
+    lengths, save = [], sample.save_image
+
+    def noting_save(image, path, *more):
+        lengths.extend([image.width // 132] if path.name == "0001-steps.png" else [])
+        save(image, path, *more)
+
+    monkeypatch.setattr(sample, "save_image", noting_save)
+    for steps, shown in ((3, 3), (12, 8)):
+        folder = tmp_path / f"{steps}"
+        few = ("--num", 2, "--steps", steps, "--out", folder)
+        assert run("sample.py", "--prompt", "a red star", *few, "--show-steps").status == 0
+        assert lengths == [*range(1, shown + 1)]
+        lengths.clear()
+        picture, strip = pixels(folder / "0001.png"), pixels(folder / "0001-steps.png")
+        first, last = strip[4:132:2, 4:132:2], strip[4:132:2, -132:-4:2]
+        assert np.array_equal(last, picture) and np.abs(first - picture).mean() > 10
+        assert sorted(file.name for file in folder.iterdir())[:2] == ["0000-steps.png", "0000.png"]
+
+
 # ---- From one word or seed to another
 
 

@@ -92,8 +92,10 @@ def test_an_upload_that_is_no_picture_is_one_line_with_its_name_and_begins_nothi
     broken = tmp_path / "gradio" / "0123abc" / "broken.png"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
-    with pytest.raises(InputError, match=r"^broken\.png can't be read as a picture .*: save it again as PNG or JPEG$"):
+    line = r"^.broken\.png can't be read as a picture .*: save it again as PNG or JPEG.$"
+    with pytest.raises(gr.Error, match=line) as shown:
         page.learn([str(broken)], None, "bolt", "S*", "object", "", 0)
+    assert not shown.value.print_exception  # the terminal shows no traceback
     assert not page.commands.processes and not OUTPUTS.exists()
 
 
@@ -105,7 +107,7 @@ def test_make_gives_sample_py_its_settings_and_the_words_that_the_prompt_holds(p
     assert page.make("a photo of S*", 5, 3, 12, 4.5, "ddim")["value"] == "samples"
     options = options_of(page)
     assert (options.prompt, options.seed, options.num, options.steps) == (["a photo of S*"], 5, 3, 12)
-    assert (options.guidance, options.sampler, options.attention) == (4.5, "ddim", True)
+    assert (options.guidance, options.sampler) == (4.5, "ddim") and options.attention and options.show_steps
     assert options.embedding == ["outputs/S/embedding.safetensors"]
 
 
@@ -123,7 +125,7 @@ def test_words_of_another_tool_become_words_of_the_page(page, tmp_path):
 
 def test_words_that_would_run_code_are_refused(page, tmp_path):
     torch.save({"S*": Path("anything")}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="could run code"):
+    with pytest.raises(gr.Error, match="could run code"):
         page.take_words([str(tmp_path / "evil.pt")])
     assert not OUTPUTS.exists()
 
@@ -131,10 +133,11 @@ def test_words_that_would_run_code_are_refused(page, tmp_path):
 def test_a_picture_tells_what_it_was_made_with_and_is_made_again_and_varied(page):
     (OUTPUTS / "samples").mkdir(parents=True)
     text = "a photo of Seed: 3\nSteps: 25, Sampler: ddim, CFG scale: 4.5, Seed: 41, Size: 64x64, Model: tiny"
-    for name in ("0000", "0001", "0001-attention"):
+    for name in ("0000", "0001", "0001-attention", "0001-steps", "0002-steps"):
         save_image(Image.new("RGB", (64, 64)), OUTPUTS / "samples" / f"{name}.png", {"parameters": text})
-    file, _, heat, made_with = page.choose("samples", gr.SelectData(None, {"index": 1, "value": None}))
-    assert (file, heat) == (OUTPUTS / "samples" / "0001.png", OUTPUTS / "samples" / "0001-attention.png")
+    file, _, sheets, made_with = page.choose("samples", gr.SelectData(None, {"index": 1, "value": None}))
+    assert file == OUTPUTS / "samples" / "0001.png"
+    assert sheets == [OUTPUTS / "samples" / f"0001-{what}.png" for what in ("steps", "attention")]
     assert made_with == text and page.again(text) == ["a photo of Seed: 3", 41, 1]
     page.vary(file, made_with)
     options = options_of(page)
@@ -210,6 +213,8 @@ def test_a_word_is_handed_out_in_every_format(page, to):
 
 def test_a_run_is_shown_with_its_curves(page):
     folder = learned("S", "S*")
+    (folder / "loss.csv").write_text("step,loss,norm\n")  # as a run begins
+    assert page.view("S", "kohya")[6] is None  # the widget would take its axis for one of names
     (folder / "loss.csv").write_text("step,loss,norm\n1,0.4,1.0\n2,0.2,1.2\n")
     said, stop, go_on, clock, word, preview, loss, _, download, gallery = page.view("S", "kohya")
     assert loss["step"].tolist() == [1, 2] and loss["loss"].tolist() == pytest.approx([0.4, 0.3])

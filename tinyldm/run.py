@@ -135,7 +135,7 @@ class Run:
             lock_folder(self.folder)
         file = self.folder / "settings.json"
         try:
-            self.check_settings(dict(json.loads(read_bytes(file, MAX_SETTINGS_BYTES).decode("utf-8-sig"))))
+            self.check_settings(read_settings(self.folder))
             file = self.folder / "resume.safetensors"
             saved = load(read_bytes(file, MAX_STATE_BYTES))
             for name, here in self.state().items():
@@ -335,6 +335,11 @@ def clear_unsaved(folder: Path) -> None:
         shutil.rmtree(folder / "previews", ignore_errors=True)
         for name in written - {"previews"}:
             (folder / name).unlink(missing_ok=True)
+
+
+def read_settings(folder: Path) -> dict[str, object]:
+    """The options of the run in the folder. Raises OSError or ValueError if they are not there or damaged."""
+    return dict(json.loads(read_bytes(folder / "settings.json", MAX_SETTINGS_BYTES).decode("utf-8-sig")))
 
 
 def steps_done(folder: Path) -> int:

@@ -3,7 +3,6 @@
 What there is to see of one is in its folder, and what it printed beside that: a tab that is closed ends nothing.
 """
 
-import json
 import re
 import signal
 import subprocess
@@ -14,10 +13,9 @@ from pathlib import Path
 from threading import Lock
 
 from tinyldm import InputError
-from tinyldm.files import read_bytes
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.lab.measure.learning import train_script
-from tinyldm.run import MAX_SETTINGS_BYTES
+from tinyldm.run import read_settings
 
 OUTPUTS = Path("outputs")
 BAR = re.compile(r"(\d+)/(\d+) \[[\d:]+<([\d:?]+)")  # tqdm's: done, of how many, and the time that is left
@@ -31,16 +29,17 @@ class Commands:
         self.lock = Lock()  # between a command's start and its stop
         self.queues = {script: ThreadPoolExecutor(1) for script in ("train.py", "sample.py")}
 
-    def begin(self, script: str, folder: Path, options: dict[str, object], *more: str) -> None:
-        """Put a command into its script's queue. options: what is None, "" or False is left out; more: as typed."""
+    def begin(self, script: str, folder: Path, options: dict[str, object], *more: str) -> Path:
+        """Queue a command -> its folder. options: what is None, "" or False is left out; more: as typed."""
         given = [f"--{k.replace('_', '-')}" + f"={v}" * (v is not True) for k, v in options.items() if v]
         self.processes[folder] = None
         command = [sys.executable, train_script().with_name(script), *given, *more, f"--out={folder}"]
         self.queues[script].submit(self.run, folder, command)
+        return folder
 
     def go_on(self, folder: Path) -> None:
         """Put a run of train.py that was stopped into the queue again, with the options that it keeps."""
-        settings = json.loads(read_bytes(folder / "settings.json", MAX_SETTINGS_BYTES))
+        settings = read_settings(folder)
         others = [name for name in settings if name in ("out", "resume") or name.endswith("_sha256")]
         self.begin("train.py", folder, settings | dict.fromkeys(others), "--resume")
 

@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import gradio as gr
@@ -23,7 +22,8 @@ CANVAS = 512  # pixels, at least, of a picture that is painted on
 PICTURES = "[0-9][0-9][0-9][0-9].png"  # of sample.py
 PRIVATE = {"share": False, "ssr_mode": False, "run_history": False, "max_file_size": "32mb"}
 PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_lock": True}
-CSS = ".gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }"
+CSS = """.gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }
+.grid-container { grid-auto-rows: auto } .grid-container * { aspect-ratio: auto; height: auto; object-fit: contain }"""
 LOOK = {"interactive": False, "buttons": ["download", "fullscreen"]}
 PAINT = {"type": "pil", "sources": (), "transforms": (), "layers": False, "canvas_size": (CANVAS, CANVAS)}
 
@@ -34,7 +34,6 @@ class Page:
     def __init__(self, commands: Commands, model: dict[str, object]):
         """model: the options that say which, for every command."""
         self.commands, self.model = commands, model
-        self.vocabulary = cache(lambda: read_vocabulary(model["weights"]))
 
     def menu(self, chosen: Path | None = None) -> dict:
         """The menu of folders; the newest is chosen if no other is."""
@@ -48,14 +47,16 @@ class Page:
     def view(self, name: str | None, to: str) -> list:
         """What there is to see of a folder, and which buttons go. to: one of FORMATS, for the word's file."""
         folder, curve = self.folder(name), None
-        if (folder / "loss.csv").exists():
-            curve = pandas.read_csv(folder / "loss.csv", dtype=float).rolling(30, 1, on="step").mean()  # less jumpy
+        if (log := folder / "loss.csv").exists() and len(steps := pandas.read_csv(log, dtype=float)):
+            curve = steps.rolling(30, 1, on="step").mean()  # less jumpy
         alive, pictures, preview = self.commands.alive(folder), sorted(folder.glob(PICTURES)), folder / "preview.png"
+        coming = sorted(folder.glob("*-steps.png"))[len(pictures) :] if alive else []
         resumable, is_word = ((folder / file).exists() for file in ("resume.safetensors", "embedding.safetensors"))
         buttons = [gr.update(interactive=alive), gr.update(interactive=resumable and not alive), gr.Timer(active=alive)]
         file = converted(folder, to) if is_word and not alive else None
         word = [gr.update(visible=is_word), preview if preview.exists() else None, curve, curve, file]
-        gallery = gr.update(value=pictures, columns=min(max(2, len(pictures)), 4), visible=bool(pictures))
+        shown, columns = [*pictures, *coming], 1 if coming else min(max(2, len(pictures)), 4)
+        gallery = gr.update(value=shown, columns=columns, visible=bool(shown))
         return [self.commands.told(folder), *buttons, *word, gallery]
 
     def learn(self, files: list[str], board: dict, example: str, token: str, kind: str, init: str, steps: int) -> dict:
@@ -64,15 +65,14 @@ class Page:
         pictures = keep(*images) if images else Path("examples", example)
         folder = new_folder(OUTPUTS / (re.sub(r"\W+", "", token)[:60] or "word"))
         given = {"images": pictures, "token": token, "property": kind, "init": init, "steps": steps}
-        self.commands.begin("train.py", folder, given | self.model)
-        return self.menu(folder)
+        return self.menu(self.commands.begin("train.py", folder, given | self.model))
 
     def draw(self, given: dict[str, object], *more: str) -> Path:
         """Begin sample.py with the learned words that are named. -> its folder"""
         folder, texts = new_folder(OUTPUTS / "samples"), "\n".join(map(str, [*given.values(), *more]))
         embeddings = {f"--embedding={file}" for word, file in self.commands.words().items() if word in texts}
-        self.commands.begin("sample.py", folder, given | self.model, "--attention", *embeddings, *more)
-        return folder
+        given |= self.model | {"attention": True, "show_steps": True}
+        return self.commands.begin("sample.py", folder, given, *embeddings, *more)
 
     def make(self, prompt: str, seed: int, num: int, steps: int, guidance: float, sampler: str) -> dict:
         given = {"prompt": prompt, "seed": seed, "num": num, "steps": steps, "guidance": guidance, "sampler": sampler}
@@ -91,11 +91,13 @@ class Page:
         return self.words()
 
     def choose(self, name: str, event: gr.SelectData) -> list:
-        """A picture that is clicked -> its file, its part of the page, where its words went, what it was made with."""
-        file = sorted(self.folder(name).glob(PICTURES))[event.index]
-        heat = file.with_name(f"{file.stem}-attention.png")
+        """A picture that is clicked -> its file, its part of the page, its sheets, what it was made with."""
+        if event.index >= len(pictures := sorted(self.folder(name).glob(PICTURES))):  # it is coming
+            return [gr.skip()] * 4
+        file = pictures[event.index]
+        sheets = sorted(file.parent.glob(f"{file.stem}-*.png"), reverse=True)
         with Image.open(file, formats=["PNG"]) as image:
-            return [file, gr.update(visible=True), heat if heat.exists() else None, image.text.get("parameters", "")]
+            return [file, gr.update(visible=True), sheets, image.text.get("parameters", "")]
 
     def again(self, made_with: str) -> list:
         """A picture's prompt and seed, and 1 for how many."""
@@ -124,7 +126,8 @@ class Page:
         """Norm and nearest known words of a word at each of its saves, and its folder."""
         folder = self.commands.words()[word].parent
         files = {file.stem: load_embeddings(file) for file in sorted(folder.glob("embedding*.safetensors"))}
-        lines = [line for name, words in files.items() for line in described(name, words, self.vocabulary())]
+        vocabulary = read_vocabulary(self.model["weights"])
+        lines = [line for name, words in files.items() for line in described(name, words, vocabulary)]
         return ["\n".join(lines), folder.name]
 
     def between(self, start: str, end: str, prompt: str, seed: int) -> dict:
@@ -134,11 +137,11 @@ class Page:
 
 
 def read_upload(file: str, read: Callable) -> object:
-    """What read(file) returns; its error names the file without the folder that the page keeps it in."""
+    """What read(file) returns; its error, without the folder of the upload, is shown and not printed."""
     try:
         return read(file)
     except InputError as error:
-        raise InputError(re.sub(r"\S*/gradio/\w+/", "", str(error))) from error
+        raise gr.Error(re.sub(r"\S*/gradio/\w+/", "", str(error)), print_exception=False) from error
 
 
 def converted(folder: Path, to: str) -> Path:
@@ -171,7 +174,6 @@ def stroke_of(editor: dict | None) -> Image.Image | None:
 
 
 def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
-    """seed: of the first picture, at first."""
     suffixes, examples = sorted(SUFFIXES), sorted(folder.name for folder in Path("examples").glob("*/"))
     with gr.Blocks(title="tinyldm", analytics_enabled=False) as page, gr.Row():
         file, versions, clock = gr.State(), gr.State([]), gr.Timer(0.7, active=False)
@@ -183,8 +185,7 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
                     board = gr.ImageEditor(show_label=False, **PAINT)
                 kind = gr.Radio(["object", "style"], value="object", label="What they share")
                 token, init = gr.Textbox("S*", label="Its word"), gr.Textbox(label="Begins as, if not as usual")
-                steps = gr.Number(0, label="Steps, 0 for as usual", precision=0)
-                learn = gr.Button("Learn", variant="primary")
+                steps, learn = gr.Number(0, label="Steps, 0: usual", precision=0), gr.Button("Learn", variant="primary")
             with gr.Tab("Make", id="make") as making:
                 prompt = gr.Textbox("a photo of ", label="Prompt")
                 known = gr.Dataset(components=[prompt], samples=[], label="Learned words", layout="gallery")
@@ -217,9 +218,9 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
                 with gr.Row():
                     loss, norm = (gr.LinePlot(x="step", y=y, height=180, show_label=False) for y in ("loss", "norm"))
                 to, download = gr.Dropdown(list(FORMATS), label="As a file for"), gr.DownloadButton("Download it")
-            gallery = gr.Gallery(height="fit-content", show_label=False, visible=False, buttons=LOOK["buttons"])
+            gallery = gr.Gallery(**LOOK, height="fit-content", show_label=False, visible=False)
             with gr.Column(visible=False) as details:
-                heat = gr.Image(**LOOK, show_label=False, alt_text="where the words of its prompt went")
+                sheets = gr.Gallery(**LOOK, height="fit-content", columns=1, show_label=False, elem_id="sheets")
                 text = gr.Textbox(label="Made with", interactive=False)
                 with gr.Row():
                     again, vary, edit = map(gr.Button, ("Again from this seed", "Variations", "Edit this"))
@@ -237,7 +238,7 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
         gr.on([make.click, prompt.submit], do.make, wanted, folder)
         known.click(lambda text, word: f"{text.rstrip()} {word[0]}", [prompt, known], prompt)
         dropped.upload(do.take_words, dropped, names)
-        gallery.select(do.choose, folder, [file, details, heat, text])
+        gallery.select(do.choose, folder, [file, details, sheets, text])
         again.click(do.again, text, wanted[:3]).success(do.make, wanted, folder)
         vary.click(do.vary, [file, text], folder)
         edit.click(lambda old, new: [*opened([*old, new]), gr.Tabs(selected="edit")], [versions, file], [*edited, tabs])
