@@ -152,6 +152,11 @@ def sampled(
     if source and source.mask:
         original = source.picture if options.keep_pixels else model.decode(model.encode(source.picture)[0])
         (outside,) = to_images(original)
+
+    def pictures(z: Tensor) -> list[Image.Image]:
+        images = to_images(model.decode(z))
+        return [pasted(image, outside, source.mask) for image in images] if outside else images
+
     batches = range(0, len(wanted), BATCH)[ranks.rank() :: ranks.count()]
     with tqdm(total=steps * len(batches), desc="sampling") as bar:
         for first in batches:
@@ -166,12 +171,10 @@ def sampled(
                         return
                     bar.update()
                     if step in shown:
-                        for i, image in enumerate(to_images(model.decode(z))):
+                        for i, image in enumerate(pictures(z)):
                             so_far[i].append(image)
                             save_image(contact_sheet([so_far[i]]), options.out / f"{first + i:04d}-steps.png")
-            images = to_images(model.decode(z))
-            if outside:
-                images = [pasted(image, outside, source.mask) for image in images]
+            images = pictures(z)
             heat = maps.mean() if options.attention else [None] * len(images)
             yield from zip(range(first, first + len(images)), images, heat, strict=True)
 

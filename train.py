@@ -33,7 +33,7 @@ from tinyldm.images import find_images, read_images, to_tensor
 from tinyldm.inversion import TEMPLATES, Batch, Pictures, known_norm, read_templates, templates_for, vectors_of
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion, Learning
 from tinyldm.recipes import RECIPES, Lesson, composed
-from tinyldm.run import PREVIEWS, Follower, Run
+from tinyldm.run import PREVIEWS, Follower, Run, folder_for
 
 # Between the loss and the vectors, gradients of float16 weights are this many times too large: a mean over 65,536
 # latents has gradients of 1e-5 each, and float16 keeps few digits below 6e-5, none below 6e-8.
@@ -144,10 +144,6 @@ def encode(model: LatentDiffusion, images: list[Image.Image]) -> tuple[Tensor, T
     """
     means, log_variances = zip(*[model.encode(to_tensor(image)) for image in images], strict=True)
     return torch.cat(means).cpu(), torch.cat(log_variances).cpu()
-
-
-def folder_for(token: str) -> Path:
-    return Path("outputs", re.sub(r"\W+", "-", token)[:60].strip("-") or "word")
 
 
 def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:

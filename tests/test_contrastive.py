@@ -218,7 +218,7 @@ def test_the_second_stage_begins_where_the_first_ended_and_ends_with_all_patches
 # ---- The file
 
 
-def test_what_is_written_is_small_and_loads_with_its_vocabulary(tmp_path, world):
+def test_what_is_written_has_half_precision_and_loads_with_its_vocabulary(tmp_path, world):
     train_both_stages(tmp_path, world, steps=2)
     contrastive.export_clip(tmp_path, tmp_path / "weights")
     path = tmp_path / "weights" / "clip.safetensors"

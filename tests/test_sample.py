@@ -276,12 +276,14 @@ def test_only_what_the_mask_has_white_changes(tiny, run, tmp_path, world_picture
     options = ("--init-image", world_picture, "--mask", "mask.png", "--steps", 8)
     prompt = "a photo of a green star on a white background"
     for more in ((), ("--keep-pixels",)):
-        assert run("sample.py", "--prompt", prompt, *options, *more, "--out", tmp_path / f"o{len(more)}").status == 0
+        out = tmp_path / f"o{len(more)}"
+        assert run("sample.py", "--prompt", prompt, *options, *more, "--show-steps", "--out", out).status == 0
     original = np.asarray(fitted(Image.open(world_picture), 64, 64)).astype(int)
     picture = to_tensor(Image.fromarray(original.astype(np.uint8)))
     decoded = np.asarray(to_images(tiny.decode(tiny.encode(picture)[0]))[0]).astype(int)
     for folder, outside in (("o0", decoded), ("o1", original)):
         edited = pixels(tmp_path / folder / "0000.png")
+        assert np.array_equal(pixels(tmp_path / folder / "0000-steps.png")[4:132:2, -132:-4:2], edited)
         assert np.abs(edited - outside)[:, :29].max() <= 1 and np.abs(edited - outside)[:, 38:].mean() > 40
 
 

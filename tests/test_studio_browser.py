@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -215,5 +216,8 @@ def test_text_stands_out_in_light_and_dark(tab, scheme):
 def test_the_page_asks_this_computer_alone_and_only_this_computer_reaches_it(context, place, tab):
     address = place[0]
     assert {host for host in context.hosts if host.startswith("http")} == {address}
+    connection = HTTPConnection("127.0.0.1", int(address.split(":")[-1]), timeout=60)
+    connection.request("GET", "/", headers={"Host": "elsewhere.example"})  # a name that another site gives to 127.0.0.1
+    assert connection.getresponse().status == 400
     with pytest.raises(OSError), socket.create_connection(("127.0.0.2", int(address.split(":")[-1])), timeout=5):
         pass

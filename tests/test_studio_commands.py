@@ -84,6 +84,25 @@ def test_a_command_that_is_stopped_while_it_waits_never_begins_and_leaves_no_fol
     assert not second.exists() and not commands.alive(second)
 
 
+def test_stop_is_said_once_and_what_goes_on_is_not_begun_again(commands):
+    folder = begun(commands, "samples")
+    wait(lambda: "step" in commands.told(folder))
+    process = commands.processes[folder]
+    commands.begin("sample.py", folder, {})
+    commands.stop(folder)
+    assert folder not in commands.processes  # a second signal would end it without saving
+    commands.stop(folder)
+    wait(lambda: not commands.alive(folder))
+    assert commands.told(folder) == "kept what was learned" and process.returncode == 0
+    time.sleep(0.1)
+    assert not commands.alive(folder)
+
+
+def test_a_command_that_cannot_be_started_does_not_wait_for_ever(commands):
+    folder = begun(commands, "samples", prompt="a" * 10**6)
+    wait(lambda: not commands.alive(folder) and not folder.exists())
+
+
 def test_an_error_is_told_and_leaves_no_folder(commands):
     folder = begun(commands, "samples", prompt="nothing")
     wait(lambda: not folder.exists())

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 import sample
 import train
 from tinyldm import InputError
+from tinyldm.formats.checkpoint import open_checkpoint
 from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.images import read_image, read_images, save_image
@@ -29,15 +31,16 @@ class Noted(Commands):
         super().__init__()
         self.queues = dict.fromkeys(self.queues, self)
 
-    def submit(self, _: object, folder: Path, command: list) -> None:
+    def submit(self, _: object, folder: Path, command: list) -> Future:
         self.last = folder, command[1].name, command[2:]
+        return Future()
 
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(EXAMPLES)
-    return Page(Noted(), {"weights": WEIGHTS, "vae": None})
+    return Page(Noted(), open_checkpoint(WEIGHTS), {"weights": WEIGHTS, "vae": None, "seed": 3})
 
 
 def options_of(page: Page) -> object:
@@ -96,7 +99,7 @@ def test_an_upload_that_is_no_picture_is_one_line_with_its_name_and_begins_nothi
     with pytest.raises(gr.Error, match=line) as shown:
         page.learn([str(broken)], None, "bolt", "S*", "object", "", 0)
     assert not shown.value.print_exception  # the terminal shows no traceback
-    assert not page.commands.processes and not OUTPUTS.exists()
+    assert not page.commands.begun and not OUTPUTS.exists()
 
 
 # ---- Make
@@ -108,7 +111,9 @@ def test_make_gives_sample_py_its_settings_and_the_words_that_the_prompt_holds(p
     options = options_of(page)
     assert (options.prompt, options.seed, options.num, options.steps) == (["a photo of S*"], 5, 3, 12)
     assert (options.guidance, options.sampler) == (4.5, "ddim") and options.attention and options.show_steps
-    assert options.embedding == ["outputs/S/embedding.safetensors"]
+    assert options.embedding == ["outputs/S/embedding.safetensors:S*"]
+    page.make("two S*s, an H*", 5, 3, 12, 4.5, "ddim")  # a word is no part of a longer one
+    assert options_of(page).embedding == ["outputs/H/embedding.safetensors:H*"]
 
 
 def test_a_prompt_that_looks_like_an_option_is_a_prompt(page):
@@ -121,6 +126,13 @@ def test_words_of_another_tool_become_words_of_the_page(page, tmp_path):
     buttons, start, end = page.take_words([str(tmp_path / "my-circle.pt")])
     assert buttons["samples"] == [["my-circle"]] and start["choices"] == end["choices"] == ["my-circle"]
     assert load_embeddings(OUTPUTS / "my-circle" / "embedding.safetensors")["my-circle"].shape == (2, 128)
+
+
+def test_a_word_that_the_checkpoint_knows_already_is_refused(page, tmp_path):
+    save_embeddings(tmp_path / "star.pt", {"star": torch.ones(1, 128)}, "a1111")
+    with pytest.raises(InputError, match='"star" is already a word'):
+        page.take_words([str(tmp_path / "star.pt")])
+    assert not OUTPUTS.exists()
 
 
 def test_words_that_would_run_code_are_refused(page, tmp_path):
@@ -138,7 +150,7 @@ def test_a_picture_tells_what_it_was_made_with_and_is_made_again_and_varied(page
     file, _, sheets, made_with = page.choose("samples", gr.SelectData(None, {"index": 1, "value": None}))
     assert file == OUTPUTS / "samples" / "0001.png"
     assert sheets == [OUTPUTS / "samples" / f"0001-{what}.png" for what in ("steps", "attention")]
-    assert made_with == text and page.again(text) == ["a photo of Seed: 3", 41, 1]
+    assert made_with == text and page.again(text) == ["a photo of Seed: 3", 41, 1, 25, 4.5, "ddim"]
     page.vary(file, made_with)
     options = options_of(page)
     assert (options.init_image, options.seed, options.num, options.strength) == (file, 42, 4, 0.6)
@@ -162,6 +174,14 @@ def test_without_a_stroke_all_of_the_picture_may_change(page):
     Image.new("RGB", (64, 64)).save("picture.png")
     next(page.change(editor(), [Path("picture.png")], "a star", 0.7, 3))
     assert options_of(page).mask is None
+
+
+def test_a_change_that_ends_without_a_picture_leaves_the_stroke(page):
+    Image.new("RGB", (64, 64)).save("picture.png")
+    change = page.change(editor((0, 0, 512, 512)), [Path("picture.png")], "", 1, 3)
+    next(change)
+    page.commands.begun[page.commands.last[0]].set_result(None)
+    assert next(change) == [gr.skip()] * 5
 
 
 def test_without_a_picture_nothing_is_changed(page):
@@ -224,11 +244,18 @@ def test_a_run_is_shown_with_its_curves(page):
 
 def test_a_command_that_ended_with_an_error_and_left_no_folder_still_says_so(page):
     OUTPUTS.mkdir()
-    page.commands.processes[OUTPUTS / "circle"] = SimpleNamespace(poll=lambda: 2)
+    page.commands.begun[OUTPUTS / "circle"] = Future()
+    page.commands.begun[OUTPUTS / "circle"].set_result(None)
     (OUTPUTS / ".circle.log").write_text('train.py: error: the token "circle" is already a word\n')
     said, stop, go_on, clock, *_ = page.view("circle", "diffusers")
     assert said == 'train.py: error: the token "circle" is already a word'
     assert not stop["interactive"] and not go_on["interactive"] and not clock.active
+
+
+def test_a_damaged_word_is_shown_without_its_file(page):
+    (learned("S", "S*") / "embedding.safetensors").write_bytes(b"nothing")
+    shown = page.view("S", "diffusers")
+    assert shown[4]["visible"] and shown[8] is None
 
 
 def test_a_name_that_is_no_folder_of_ours_shows_nothing(page, tmp_path):
@@ -245,6 +272,8 @@ def test_the_page_is_launched_for_this_computer_alone_and_its_widgets_read_plain
     launch(SimpleNamespace(queue=lambda **_: None, launch=lambda **options: told.update(options)), "127.0.0.1", 7)
     assert (told["server_name"], told["server_port"], told["share"]) == ("127.0.0.1", 7, False)
     assert told["max_file_size"] and not told["run_history"]
+    (middleware,) = told["app_kwargs"]["middleware"]
+    assert middleware.kwargs == {"allowed_hosts": ["127.0.0.1", "localhost"]}
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     with pytest.raises(UnidentifiedImageError):
         Image.open(tmp_path / "a.png")

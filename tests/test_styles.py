@@ -142,7 +142,7 @@ def test_a_look_made_like_a_held_out_style_comes_near_it_and_is_refused(style, l
 
 
 @pytest.mark.parametrize(("size", "every"), [(64, 1), (100, 5)])
-def test_every_invented_style_shows_every_shape(size, every):
+def test_invented_styles_show_every_shape(size, every):
     """On a black or a white background: a gray thing on gray ground would not show in some."""
     for i, style in enumerate(list(INVENTED_STYLES)[::every]):
         shape = list(SHAPES)[1 + i % (len(SHAPES) - 1)]
@@ -162,7 +162,7 @@ def test_every_invented_style_draws_all_shapes():
         assert len(drawn) == len(SHAPES) + len(HELD_OUT_SHAPES) + 1, style
 
 
-def test_an_invented_style_is_drawn_the_same_every_time():
+def test_invented_styles_are_drawn_the_same_every_time():
     for style in list(INVENTED_STYLES)[::2]:
         picture = Picture((noun_thing("kite"), Thing("star", "red")), "gray", style, seed=5)
         first = np.asarray(draw(picture))

@@ -324,6 +324,10 @@ class Run:
         return cli.command(*words)
 
 
+def folder_for(token: str) -> Path:
+    return Path("outputs", re.sub(r"\W+", "-", token)[:60].strip("-") or "word")
+
+
 def clear_unsaved(folder: Path) -> None:
     """Delete what a run wrote that was ended before its first save, so that it can begin again.
 

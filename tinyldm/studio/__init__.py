@@ -1,1 +1,1 @@
-"""One page to learn, prompt and edit with. All that it keeps are the folders that train.py and sample.py write."""
+"""One page to learn, prompt and edit with. All that it keeps is what train.py, sample.py and it write into outputs/."""

@@ -1,25 +1,30 @@
 """The page: on its left what can be done, on its right what is in a folder of outputs/."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import suppress
 from pathlib import Path
 
 import gradio as gr
 import pandas
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tinyldm import InputError
 from tinyldm.files import new_folder
+from tinyldm.formats.checkpoint import Checkpoint
 from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import described, load_embeddings, read_vocabulary, save_embeddings
 from tinyldm.images import RASTER_FORMATS, SUFFIXES, as_rgb, enlarged, read_image, save_image
-from tinyldm.latent_diffusion import Defaults
+from tinyldm.run import folder_for
 from tinyldm.sampler import SAMPLERS
 from tinyldm.studio.commands import OUTPUTS, Commands
 
 CANVAS = 512  # pixels, at least, of a picture that is painted on
 PICTURES = "[0-9][0-9][0-9][0-9].png"  # of sample.py
+FORM = ("prompt", "seed", "num", "steps", "guidance", "sampler")
 PRIVATE = {"share": False, "ssr_mode": False, "run_history": False, "max_file_size": "32mb"}
 PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_lock": True}
 CSS = """.gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }
@@ -31,9 +36,8 @@ PAINT = {"type": "pil", "sources": (), "transforms": (), "layers": False, "canva
 class Page:
     """What its buttons do. What begins a command returns the menu of folders, with the command's chosen."""
 
-    def __init__(self, commands: Commands, model: dict[str, object]):
-        """model: the options that say which, for every command."""
-        self.commands, self.model = commands, model
+    def __init__(self, commands: Commands, checkpoint: Checkpoint, usual: dict[str, object]):
+        self.commands, self.checkpoint, self.usual = commands, checkpoint, usual  # options of every command
 
     def menu(self, chosen: Path | None = None) -> dict:
         """The menu of folders; the newest is chosen if no other is."""
@@ -42,7 +46,7 @@ class Page:
 
     def folder(self, name: str | None) -> Path:
         """The folder of a name; for what is no name of one, a folder that does not exist."""
-        return ({f.name: f for f in self.commands.processes} | self.commands.folders()).get(name, OUTPUTS / ".none")
+        return ({f.name: f for f in [*self.commands.begun]} | self.commands.folders()).get(name, OUTPUTS / ".none")
 
     def view(self, name: str | None, to: str) -> list:
         """What there is to see of a folder, and which buttons go. to: one of FORMATS, for the word's file."""
@@ -55,28 +59,25 @@ class Page:
         buttons = [gr.update(interactive=alive), gr.update(interactive=resumable and not alive), gr.Timer(active=alive)]
         file = converted(folder, to) if is_word and not alive else None
         word = [gr.update(visible=is_word), preview if preview.exists() else None, curve, curve, file]
-        shown, columns = [*pictures, *coming], 1 if coming else min(max(2, len(pictures)), 4)
-        gallery = gr.update(value=shown, columns=columns, visible=bool(shown))
-        return [self.commands.told(folder), *buttons, *word, gallery]
+        shown, wide = [*pictures, *coming], 1 if coming else min(max(2, len(pictures)), 4)
+        return [self.commands.told(folder), *buttons, *word, gr.update(value=shown, columns=wide, visible=bool(shown))]
 
     def learn(self, files: list[str], board: dict, example: str, token: str, kind: str, init: str, steps: int) -> dict:
         """Learn from the first of these that is there: files, a drawing, a folder of examples/."""
         images = files or ([board["composite"]] if stroke_of(board) else [])
-        pictures = keep(*images) if images else Path("examples", example)
-        folder = new_folder(OUTPUTS / (re.sub(r"\W+", "", token)[:60] or "word"))
-        given = {"images": pictures, "token": token, "property": kind, "init": init, "steps": steps}
-        return self.menu(self.commands.begin("train.py", folder, given | self.model))
+        pictures = keep(*images) if images else Path("examples", example or "")
+        given = {"images": pictures, "token": token, "property": kind, "init": init, "steps": steps or None}
+        return self.menu(self.commands.begin("train.py", new_folder(folder_for(token)), self.usual | given))
 
     def draw(self, given: dict[str, object], *more: str) -> Path:
         """Begin sample.py with the learned words that are named. -> its folder"""
-        folder, texts = new_folder(OUTPUTS / "samples"), "\n".join(map(str, [*given.values(), *more]))
-        embeddings = {f"--embedding={file}" for word, file in self.commands.words().items() if word in texts}
-        given |= self.model | {"attention": True, "show_steps": True}
-        return self.commands.begin("sample.py", folder, given, *embeddings, *more)
+        folder, texts = new_folder(OUTPUTS / "samples"), "\n".join([str(given["prompt"]), *more])
+        learned = self.commands.words().items()
+        used = [f"--embedding={file}:{w}" for w, file in learned if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", texts)]
+        return self.commands.begin("sample.py", folder, self.usual | given, "--attention", "--show-steps", *used, *more)
 
-    def make(self, prompt: str, seed: int, num: int, steps: int, guidance: float, sampler: str) -> dict:
-        given = {"prompt": prompt, "seed": seed, "num": num, "steps": steps, "guidance": guidance, "sampler": sampler}
-        return self.menu(self.draw(given))
+    def make(self, *form: object) -> dict:
+        return self.menu(self.draw(dict(zip(FORM, form, strict=True))))
 
     def words(self) -> list:
         """The buttons that add a word to the prompt, and the choices of the two ends of a way."""
@@ -86,8 +87,9 @@ class Page:
     def take_words(self, files: list[str]) -> list:
         """Copy the words of any tool's files into folders of their own."""
         for file in files:
-            learned = read_upload(file, load_embeddings)
-            save_embeddings(new_folder(OUTPUTS / Path(file).stem) / "embedding.safetensors", learned)
+            for word, vectors in read_upload(file, load_embeddings).items():
+                self.checkpoint.tokenizer().add_placeholder(word)  # InputError if it is a known word already
+                save_embeddings(new_folder(folder_for(word)) / "embedding.safetensors", {word: vectors})
         return self.words()
 
     def choose(self, name: str, event: gr.SelectData) -> list:
@@ -99,13 +101,14 @@ class Page:
         with Image.open(file, formats=["PNG"]) as image:
             return [file, gr.update(visible=True), sheets, image.text.get("parameters", "")]
 
-    def again(self, made_with: str) -> list:
-        """A picture's prompt and seed, and 1 for how many."""
-        return [made_with.split("\n")[0], int(re.findall(r"Seed: (\d+)", made_with)[-1]), 1]
+    def again(self, text: str) -> list:
+        """What a picture was made with, as the form takes it: one, with its prompt, seed, steps, guidance, sampler."""
+        steps, sampler, scale, seed = re.findall(r"Steps: (.+), Sampler: (.+), CFG scale: (.+), Seed: (\d+)", text)[-1]
+        return [text.split("\n")[0], int(seed), 1, int(steps), float(scale), sampler]
 
     def vary(self, file: Path, made_with: str) -> dict:
         """Four pictures that begin with this one."""
-        prompt, seed, _ = self.again(made_with)
+        prompt, seed, *_ = self.again(made_with)
         return self.menu(self.draw({"prompt": prompt, "seed": seed + 1, "num": 4, "init_image": file, "strength": 0.6}))
 
     def change(self, editor: dict, versions: list[Path], prompt: str, strength: float, seed: int) -> Iterator[list]:
@@ -118,16 +121,15 @@ class Page:
             given |= {"mask": keep(mask.point(lambda share: 255 * (share > 0))) / "00.png", "keep_pixels": True}
         folder = self.draw(given)
         yield [self.menu(folder), *[gr.skip()] * 4]
-        while self.commands.alive(folder):
-            time.sleep(0.2)
-        yield [gr.skip(), *opened([*versions, *folder.glob(PICTURES)])]
+        wait([self.commands.begun[folder]])
+        yield [gr.skip(), *(opened([*versions, *new]) if (new := [*folder.glob(PICTURES)]) else [gr.skip()] * 4)]
 
     def look(self, word: str) -> list:
         """Norm and nearest known words of a word at each of its saves, and its folder."""
         folder = self.commands.words()[word].parent
         files = {file.stem: load_embeddings(file) for file in sorted(folder.glob("embedding*.safetensors"))}
-        vocabulary = read_vocabulary(self.model["weights"])
-        lines = [line for name, words in files.items() for line in described(name, words, vocabulary)]
+        known = read_vocabulary(self.checkpoint.path)
+        lines = [line for name, words in files.items() for line in described(name, words, known)]
         return ["\n".join(lines), folder.name]
 
     def between(self, start: str, end: str, prompt: str, seed: int) -> dict:
@@ -141,15 +143,16 @@ def read_upload(file: str, read: Callable) -> object:
     try:
         return read(file)
     except InputError as error:
-        raise gr.Error(re.sub(r"\S*/gradio/\w+/", "", str(error)), print_exception=False) from error
+        raise gr.Error(str(error).replace(f"{Path(file).parent}/", ""), print_exception=False) from error
 
 
-def converted(folder: Path, to: str) -> Path:
-    """A word as a file for one of FORMATS, called after its folder, as some tools go by the name."""
+def converted(folder: Path, to: str) -> Path | None:
+    """A word as a file for one of FORMATS, called after its folder, as some tools go by the name; None if damaged."""
     file = OUTPUTS / "converted" / to / f"{folder.name}{FORMATS[to].suffix}"  # a run's own folder stays as it is
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_embeddings(file, load_embeddings(folder / "embedding.safetensors"), to)
-    return file
+    with suppress(InputError):
+        save_embeddings(file, load_embeddings(folder / "embedding.safetensors"), to)
+        return file
 
 
 def opened(versions: list[Path]) -> list:
@@ -173,14 +176,15 @@ def stroke_of(editor: dict | None) -> Image.Image | None:
     return stroke if stroke and stroke.getbbox() else None
 
 
-def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
+def build(do: Page) -> gr.Blocks:
+    seed, usual = do.usual["seed"], do.checkpoint.defaults
     suffixes, examples = sorted(SUFFIXES), sorted(folder.name for folder in Path("examples").glob("*/"))
     with gr.Blocks(title="tinyldm", analytics_enabled=False) as page, gr.Row():
         file, versions, clock = gr.State(), gr.State([]), gr.Timer(0.7, active=False)
         with gr.Column(), gr.Tabs() as tabs:
             with gr.Tab("Learn", id="learn"):
                 files = gr.File(label="Three to five pictures", file_count="multiple", file_types=suffixes, height=140)
-                example = gr.Dropdown(examples, label="or a folder of examples/")
+                example = gr.Dropdown(examples, value=None, label="or a folder of examples/")
                 with gr.Accordion("or draw one", open=False):
                     board = gr.ImageEditor(show_label=False, **PAINT)
                 kind = gr.Radio(["object", "style"], value="object", label="What they share")
@@ -191,9 +195,8 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
                 known = gr.Dataset(components=[prompt], samples=[], label="Learned words", layout="gallery")
                 dropped = gr.File(label="Words of any tool: .safetensors, .pt, …", file_count="multiple", height=110)
                 with gr.Row():
-                    first = gr.Number(seed, label="Seed", precision=0)
-                    number = gr.Number(4, label="Pictures", precision=0)
-                    count = gr.Number(usual.sampler_steps, label="Steps", precision=0)
+                    whole = (("Seed", seed), ("Pictures", 4), ("Steps", usual.sampler_steps))
+                    first, number, count = (gr.Number(value, label=label, precision=0) for label, value in whole)
                     scale = gr.Number(usual.guidance, label="Guidance")
                     sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
                 make = gr.Button("Make", variant="primary")
@@ -224,7 +227,6 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
                 text = gr.Textbox(label="Made with", interactive=False)
                 with gr.Row():
                     again, vary, edit = map(gr.Button, ("Again from this seed", "Variations", "Edit this"))
-
         shown = [said, stop, go_on, clock, word, preview, loss, norm, download, gallery]
         edited = [versions, editor, before, after]
         wanted, names = [prompt, first, number, count, scale, sampler], [known, start, end]
@@ -239,7 +241,7 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
         known.click(lambda text, word: f"{text.rstrip()} {word[0]}", [prompt, known], prompt)
         dropped.upload(do.take_words, dropped, names)
         gallery.select(do.choose, folder, [file, details, sheets, text])
-        again.click(do.again, text, wanted[:3]).success(do.make, wanted, folder)
+        again.click(do.again, text, wanted).success(do.make, wanted, folder)
         vary.click(do.vary, [file, text], folder)
         edit.click(lambda old, new: [*opened([*old, new]), gr.Tabs(selected="edit")], [versions, file], [*edited, tabs])
         upload.upload(lambda old, new: opened([*old, keep(new) / "00.png"]), [versions, upload], edited)
@@ -253,8 +255,10 @@ def build(do: Page, usual: Defaults, seed: int) -> gr.Blocks:
 
 def launch(page: gr.Blocks, host: str, port: int) -> None:
     """Show it to whoever reaches the host's address, and go on."""
-    # The page's own widgets open pictures too: no other ones than read_image.
-    Image.ID[:] = [name for name in Image.ID if name in RASTER_FORMATS]
+    Image.ID[:] = [name for name in Image.ID if name in RASTER_FORMATS]  # the page's own widgets open pictures too
     page.queue(default_concurrency_limit=None)  # the commands have queues of their own, which are seen
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # its own would be fetched
-    page.launch(server_name=host, server_port=port, theme=theme, css=CSS, **PRIVATE, **PLAIN)
+    # Another site's page in the same browser can give this address a name of its own; such a name is not answered.
+    names = [host, "localhost"] if host not in ("0.0.0.0", "::") else ["*"]
+    own = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
+    page.launch(server_name=host, server_port=port, theme=theme, css=CSS, app_kwargs=own, **PRIVATE, **PLAIN)
