@@ -111,7 +111,8 @@ def weights_file(path: Path) -> Path:
     """The file itself; in a folder model.safetensors, or else the only checkpoint there."""
     if not path.is_dir():
         if not path.exists():
-            raise InputError(f"no checkpoint at {path}; try --weights weights/tiny, or get another with: {GET_WEIGHTS}")
+            here = "weights/tiny is in tinyldm's own folder: go there"
+            raise InputError(f"no checkpoint at {path}; {here}, or get another with: {GET_WEIGHTS}")
         return path
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
