@@ -80,9 +80,8 @@ def main(arguments: list[str]) -> int:
         # All it can change to do so better is the word.
         (loss_scale * (loss + recipe.penalty(word.vectors, first))).backward()
         word.vectors.grad = ranks.mean(word.vectors.grad) / loss_scale
-        optimizer.param_groups[0]["lr"] = lr * recipe.rate(done)
+        optimizer.lr = lr * recipe.rate(done)
         optimizer.step()
-        optimizer.zero_grad()
         run.log(ranks.mean(loss))
     print(run.what_next(arguments))
     if advice := advice_for_diffusers(options.token, run.learned):

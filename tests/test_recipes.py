@@ -20,7 +20,10 @@ from tinyldm.lab.world.styles import draw
 from tinyldm.recipes import (
     CANDIDATES,
     RECIPES,
+    Adam,
     AtTheEnd,
+    DecayingNorm,
+    KeptNorm,
     Lesson,
     OnSphere,
     ProgressiveWord,
@@ -31,9 +34,7 @@ from tinyldm.recipes import (
     best_words,
     composed,
     constant,
-    decaying_norm,
     falling,
-    kept_norm,
     outputs,
 )
 
@@ -217,6 +218,20 @@ def test_rates():
     assert [falling(done) for done in (0, 0.5, 1)] == [1, 0.5, 0]
 
 
+def test_adam_is_pytorchs_to_the_last_bit():
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.randn(3, 128, generator=generator, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    one, other = Adam(ours, 1.0, 0.01), torch.optim.AdamW([theirs], lr=0.01, weight_decay=0)
+    for done in range(200):
+        one.lr = other.param_groups[0]["lr"] = 0.01 * (1 - done / 200)
+        ours.grad = 10 ** (-done / 20) * torch.randn(3, 128, generator=generator)
+        theirs.grad = ours.grad.clone()
+        one.step()
+        other.step()
+        assert torch.equal(ours, theirs) and ours.grad is None
+
+
 @pytest.mark.parametrize("name", ["fixed-norm", "kept-norm"])
 def test_a_norm_that_is_fixed_stays(run, tmp_path, tiny, name):
     assert run("train.py", *SHORT, "--recipe", name, "--save-every", 1).status == 0
@@ -228,8 +243,8 @@ def test_a_norm_that_is_fixed_stays(run, tmp_path, tiny, name):
 def test_a_decaying_norm_goes_a_twentieth_of_the_way_less_when_the_rate_has_fallen():
     for fallen, share in ((1.0, 0.05), (0.2, 0.01), (0.0, 0.0)):
         vectors = torch.tensor([[0.6, 0.8], [8.0, 0.0]], requires_grad=True)
-        optimizer = decaying_norm(vectors, 2.0, lr=0.01)
-        optimizer.param_groups[0]["lr"] = 0.01 * fallen
+        optimizer = DecayingNorm(vectors, 2.0, lr=0.01)
+        optimizer.lr = 0.01 * fallen
         vectors.grad = torch.zeros_like(vectors)
         optimizer.step()
         assert torch.allclose(vectors.norm(dim=1), torch.tensor([1 + share, 8 - 6 * share]))
@@ -238,7 +253,7 @@ def test_a_decaying_norm_goes_a_twentieth_of_the_way_less_when_the_rate_has_fall
 
 def test_a_kept_norm_is_that_of_known_words():
     vectors = torch.tensor([[0.6, 0.8], [8.0, 0.0]], requires_grad=True)
-    optimizer = kept_norm(vectors, 2.0, 1e-3)
+    optimizer = KeptNorm(vectors, 2.0, 1e-3)
     vectors.grad = torch.rand(2, 2)
     optimizer.step()
     assert torch.allclose(vectors.norm(dim=1), torch.tensor([2.0, 2.0]))

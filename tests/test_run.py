@@ -23,7 +23,7 @@ from tinyldm import InputError, cli, images
 from tinyldm import run as running
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.latent_diffusion import Defaults
-from tinyldm.recipes import AtTheEnd, Word
+from tinyldm.recipes import Adam, AtTheEnd, Word
 from tinyldm.run import Run
 from tinyldm.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ def new_run(*more: str) -> Run:
     train.fill_in_defaults(options, Defaults(size=16, save_every=2))
     options.out = options.out or train.folder_for(options.token)
     word = a_word(torch.full((2, 4), 0.5).requires_grad_())
-    optimizer = torch.optim.AdamW([word.vectors], lr=options.lr, weight_decay=0)
+    optimizer = Adam(word.vectors, 1.0, options.lr)
     return Run(options, "0" * 64, [plain("grey")], [["a photo of S*"]], word, optimizer, AtTheEnd(None, options.steps))
 
 

@@ -25,7 +25,7 @@ from tinyldm import InputError, cli
 from tinyldm.files import check_unused, read_lines, release_folder
 from tinyldm.inversion import Batch, Pictures
 from tinyldm.latent_diffusion import LatentDiffusion
-from tinyldm.recipes import Recipe, Word
+from tinyldm.recipes import Adam, OnSphere, Recipe, Word
 from tinyldm.run import Run, clear_unsaved, steps_done
 
 TOKEN_FILE = "token.txt"
@@ -104,7 +104,7 @@ class Learner(NamedTuple):
     word: Word  # its vectors are all that learns
     first: Tensor  # the vectors, (count, width), before the first step
     pictures: Pictures
-    optimizer: torch.optim.Optimizer  # of the vectors alone
+    optimizer: Adam | OnSphere  # of the vectors alone
     lr: float  # of the first step
     run: Run  # how far it has come, and its folder
 
@@ -179,7 +179,6 @@ def step_together(learners: list[Learner], squared_error: SquaredError, loss_sca
     (loss_scale * (losses + torch.stack(penalties)).sum()).backward()
     for own in learners:
         own.word.vectors.grad /= loss_scale
-        own.optimizer.param_groups[0]["lr"] = own.lr * own.recipe.rate(own.run.done / own.run.options.steps)
+        own.optimizer.lr = own.lr * own.recipe.rate(own.run.done / own.run.options.steps)
         own.optimizer.step()
-        own.optimizer.zero_grad()
     return losses

@@ -177,11 +177,61 @@ def falling(done: float) -> float:
 # ---- How the vectors move, (vectors, width). norm: the length of known words, see inversion.known_norm.
 
 
-def adamw(vectors: Tensor, norm: float, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([vectors], lr=lr, weight_decay=0)
+class Adam:
+    """Adam (arXiv 1412.6980, algorithm 1), of the vectors alone; no weight decay pulls them to 0.
+
+    To the last bit what torch.optim.AdamW does on a CPU, but that loads PyTorch's compiler: a second of every start.
+    """
+
+    BETAS, EPS = (0.9, 0.999), 1e-8
+
+    def __init__(self, vectors: Tensor, norm: float, lr: float):
+        self.vectors, self.norm, self.lr, self.steps = vectors, norm, lr, 0
+        # Running means of the gradients and of their squares; they stand in resume.safetensors under PyTorch's names.
+        self.state = {"exp_avg": torch.zeros_like(vectors), "exp_avg_sq": torch.zeros_like(vectors)}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the vectors against their gradient, and forget it."""
+        gradient, self.vectors.grad = self.vectors.grad, None
+        mean, square = self.state["exp_avg"], self.state["exp_avg_sq"]
+        self.steps += 1
+        mean.lerp_(gradient, 1 - self.BETAS[0])
+        square.mul_(self.BETAS[1]).addcmul_(gradient, gradient, value=1 - self.BETAS[1])
+        mean_share, square_share = (1 - beta**self.steps for beta in self.BETAS)  # that is in the running means by now
+        size = (square.sqrt() / square_share**0.5).add_(self.EPS)
+        self.vectors.addcdiv_(mean, size, value=-self.lr / mean_share)
 
 
-class OnSphere(torch.optim.Optimizer):
+class KeptNorm(Adam):
+    """After every step the vectors are as long as known words again (OneTrainer, "preserve embedding norm")."""
+
+    def share(self) -> float:
+        """How far their lengths go there."""
+        return 1.0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        super().step()
+        norms = self.vectors.norm(dim=1, keepdim=True)
+        self.vectors.mul_(1 + self.share() * (self.norm / norms - 1))
+
+
+class DecayingNorm(KeptNorm):
+    """After every step their length goes a twentieth of the way to that of known words, less when the rate has fallen.
+
+    lora_pti's clip_ti_decay, min(1, 100 times the rate), at its own rate, 5e-4.
+    """
+
+    def __init__(self, vectors: Tensor, norm: float, lr: float):
+        super().__init__(vectors, norm, lr)
+        self.first_lr = lr
+
+    def share(self) -> float:
+        return 0.05 * self.lr / self.first_lr
+
+
+class OnSphere:
     """Riemannian SGD: the vectors are as long as known words, and only their directions learn.
 
     A prior pulls the directions towards those they start with (Directional Textual Inversion, arXiv 2512.13672). As in
@@ -192,45 +242,18 @@ class OnSphere(torch.optim.Optimizer):
     LR = 4  # times the rate: 0.01 times a batch of 4
 
     def __init__(self, vectors: Tensor, norm: float, lr: float):
-        self.norm = norm
+        self.vectors, self.norm, self.lr, self.state = vectors, norm, lr, {}
         self.prior = F.normalize(vectors.detach(), dim=1)
         vectors.data.copy_(self.norm * self.prior)
-        super().__init__([vectors], {"lr": lr})
 
     @torch.no_grad()
     def step(self) -> None:
-        ((vectors,), lr) = self.param_groups[0]["params"], self.param_groups[0]["lr"]
-        direction = F.normalize(vectors, dim=1)
-        gradient = self.norm * vectors.grad - self.KAPPA * self.prior
+        """Turn the vectors against their gradient, and forget it."""
+        gradient, self.vectors.grad = self.vectors.grad, None
+        direction = F.normalize(self.vectors, dim=1)
+        gradient = self.norm * gradient - self.KAPPA * self.prior
         along = F.normalize(gradient - (gradient * direction).sum(dim=1, keepdim=True) * direction, dim=1)
-        vectors.copy_(self.norm * F.normalize(direction - self.LR * lr * along, dim=1))
-
-
-def kept_norm(vectors: Tensor, norm: float, lr: float) -> torch.optim.Optimizer:
-    """After every step the vectors are as long as known words again (OneTrainer, "preserve embedding norm")."""
-    return after_each_step(adamw(vectors, norm, lr), vectors, norm, lambda rate: 1.0)
-
-
-def decaying_norm(vectors: Tensor, norm: float, lr: float) -> torch.optim.Optimizer:
-    """After every step their length goes a twentieth of the way to that of known words, less when the rate has fallen.
-
-    lora_pti's clip_ti_decay, min(1, 100 times the rate), at its own rate, 5e-4.
-    """
-    return after_each_step(adamw(vectors, norm, lr), vectors, norm, lambda rate: 0.05 * rate / lr)
-
-
-def after_each_step(
-    optimizer: torch.optim.Optimizer, vectors: Tensor, norm: float, share: Callable[[float], float]
-) -> torch.optim.Optimizer:
-    """The optimiser, which then moves the vectors' lengths so far towards the norm."""
-
-    @torch.no_grad()
-    def pull(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        norms = vectors.norm(dim=1, keepdim=True)
-        vectors.mul_(1 + share(optimizer.param_groups[0]["lr"]) * (norm / norms - 1))
-
-    optimizer.register_step_post_hook(pull)
-    return optimizer
+        self.vectors.copy_(self.norm * F.normalize(direction - self.LR * self.lr * along, dim=1))
 
 
 # ---- What is added to the loss. The vectors now and as they started, (vectors, width) -> a number.
@@ -314,7 +337,7 @@ class Recipe:
     draw: Draw = draw_independently
     lr: float = 1.0  # times --lr
     rate: Callable[[float], float] = constant
-    optimizer: Callable[[Tensor, float, float], torch.optim.Optimizer] = adamw
+    optimizer: type[Adam | OnSphere] = Adam
     penalty: Callable[[Tensor, Tensor], Tensor] = nothing
     stop: type[AtTheEnd] = AtTheEnd
 
@@ -331,8 +354,8 @@ RECIPES: dict[str, dict[str, object]] = {  # name -> what it changes
     "captions": {"captions": from_files},
     "fixed-norm": {"optimizer": OnSphere},
     "cross": {"start": outputs, "penalty": partial(distance, weight=1e-5)},
-    "kept-norm": {"optimizer": kept_norm},
-    "norm-decay": {"optimizer": decaying_norm},
+    "kept-norm": {"optimizer": KeptNorm},
+    "norm-decay": {"optimizer": DecayingNorm},
     "early-stop": {"stop": WhenFlat},
     "low-variance": {"draw": draw_spread_out},
     "pairs": {"draw": draw_pairs},

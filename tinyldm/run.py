@@ -33,7 +33,7 @@ from tinyldm.files import lock_folder, read_bytes, write_atomically
 from tinyldm.formats.embeddings import save_embeddings
 from tinyldm.images import contact_sheet, read_image, save_image, to_images, to_tensor
 from tinyldm.latent_diffusion import LatentDiffusion
-from tinyldm.recipes import AtTheEnd, Word
+from tinyldm.recipes import Adam, AtTheEnd, OnSphere, Word
 
 PREVIEWS = {"object": "a photo of {}", "style": "a painting in the style of {}"}
 PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
@@ -57,7 +57,7 @@ class Run:
         images: list[Image.Image],  # the training pictures
         captions: list[list[str]],  # of each of them
         word: Word,  # that learns
-        optimizer: torch.optim.Optimizer,  # of its vectors alone
+        optimizer: Adam | OnSphere,  # of its vectors alone
         stop: AtTheEnd,
     ):
         self.options, self.word, self.optimizer, self.stop = options, word, optimizer, stop
@@ -107,11 +107,9 @@ class Run:
         self.before = self.good = self.learned
         self.stop.history = state["watched"].tolist()
         self.generator.set_state(state["generator"])
-        self.optimizer.state[self.vectors] = {
-            "step": torch.tensor(float(self.done)),
-            "exp_avg": state["exp_avg"].to(self.vectors.device),
-            "exp_avg_sq": state["exp_avg_sq"].to(self.vectors.device),
-        }
+        self.optimizer.steps = self.done
+        for name, tensor in self.optimizer.state.items():
+            tensor.copy_(state[name])
         self.take_up_folder()
 
     def take_up_folder(self) -> None:
@@ -265,11 +263,10 @@ class Run:
 
     def state(self) -> dict[str, Tensor]:
         """What --resume needs."""
-        vectors, moments = self.vectors.detach().cpu(), self.optimizer.state.get(self.vectors, {})
+        vectors = self.vectors.detach().cpu()
         return {
             "vectors": vectors,
-            "exp_avg": moments.get("exp_avg", torch.zeros_like(vectors)).cpu(),
-            "exp_avg_sq": moments.get("exp_avg_sq", torch.zeros_like(vectors)).cpu(),
+            **{name: tensor.cpu() for name, tensor in self.optimizer.state.items()},
             "generator": self.generator.get_state(),
             "done": torch.tensor(self.done),
             "watched": torch.tensor(self.stop.history, dtype=torch.float64),

@@ -123,13 +123,12 @@ def training_step(
     captions = recipe.captions(model, TOKEN, [Path("a")] * pictures, templates_for(model, "object"))
     latents = torch.randn(2, pictures, *model.latent_shape(size, size), generator=generator)
     learned_from = Pictures(*latents, word.captions(captions))
-    optimizer = torch.optim.AdamW([word.vectors], lr=1e-3)
+    optimizer = recipe.optimizer(word.vectors, 1.0, 1e-3)
 
     def step() -> None:
         drawn = recipe.draw(learned_from, model.schedule, batch, generator)
         inversion_loss(model, drawn, word.now(0)).backward()
         optimizer.step()
-        optimizer.zero_grad()
 
     return step, lambda: word.now(0)
 
@@ -148,7 +147,7 @@ def step_of_words(model: LatentDiffusion, size: int, batch: int, words: int) -> 
         word.vectors.requires_grad_()
         captions = recipe.captions(own, TOKEN, [Path("a")], templates_for(own, "object"))
         pictures = Pictures(*torch.randn(2, 1, *own.latent_shape(size, size), generator=generator), captions)
-        optimizer = torch.optim.AdamW([word.vectors], lr=1e-3)
+        optimizer = recipe.optimizer(word.vectors, 1.0, 1e-3)
         run = SimpleNamespace(options=Namespace(batch=batch, steps=2), generator=generator, words=word.now(0), done=0)
         learners.append(Learner(own, recipe, word, word.vectors.detach(), pictures, optimizer, 1e-3, run))
     return lambda: step_together(learners, squared_error, loss_scale=1.0)
