@@ -32,7 +32,7 @@ DEFAULTS = Defaults(
     sampler_steps=25,
     guidance=4.5,
     object=Learning("thing", steps=150, lr=0.01),  # what captions may call anything
-    style=Learning("painting", steps=150, lr=0.01),
+    style=Learning("painting", recipe="low-variance", steps=150, lr=0.01),  # at a rate that does not fall
     batch=16,
     save_every=50,
     taken_literally=(*VIEWS, "small", "large"),
