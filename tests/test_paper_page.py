@@ -44,7 +44,7 @@ CURVES = [curve("falling", "face"), curve("falling", "yellow bolt")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("page")
-    write_page(Page(CELLS, CURVES, "low-variance,falling", "reporting"), out)
+    write_page(Page(CELLS, CURVES, ("low-variance,falling", "paper"), "reporting"), out)
     return out
 
 
@@ -58,7 +58,11 @@ def test_the_page_says_which_recipe_to_use_and_why(page):
     text = " ".join(page.split())
     assert "right with `falling`: 85.5% (80.5% to 91.5%) of all checks" in text
     assert "as the interval of the difference holds 0: `2-word`. The quickest of these is `2-word`: 12 seconds" in text
-    assert "2 seeds" in text and "whose recipe" not in text and "recipe is `low-variance,falling`" in text
+    assert (
+        "2 seeds" in text
+        and "whose recipe" not in text
+        and "own recipe, `low-variance,falling` for an object and `paper` for a style" in text
+    )
 
 
 def test_claims_come_with_their_numbers_and_verdicts(page):
@@ -111,14 +115,14 @@ def test_pictures_that_are_shown_are_there_and_no_line_is_too_long(page, folder)
 def test_without_curves_strips_or_the_papers_own_recipe_their_parts_are_left_out(tmp_path):
     cells = [cell for cell in CELLS if cell["recipe"] in ("falling", "2-word", "untrained")]
     (tmp_path / "strips.png").write_bytes(b"")
-    write_page(Page(cells, [], "falling", "choosing"), tmp_path)
+    write_page(Page(cells, [], ("falling", "falling"), "choosing"), tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "Against the paper" not in text and "curves.png" not in text and "](strips.png)" in text
     assert "there to choose settings by" in " ".join(text.split())
 
 
 def test_a_recipe_with_fewer_concepts_says_so(tmp_path):
-    write_page(Page([*CELLS, learned("pairs", "face", 0.99)], [], "falling", "reporting"), tmp_path)
+    write_page(Page([*CELLS, learned("pairs", "face", 0.99)], [], ("falling", "falling"), "reporting"), tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| `pairs` (1 of 3 concepts) |" in text and "right with `falling`" in " ".join(text.split())
 

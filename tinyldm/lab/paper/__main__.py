@@ -80,7 +80,8 @@ def main(arguments: list[str]) -> None:
         if not any(line["recipe"] not in (UNTRAINED, PLAIN) for line in lines):
             raise InputError(f"{file.path} has no cell of these weights; leave out --page to measure some")
         draw_strips(learned_recipes(table_of(lines)), asked, place, options.out / "strips.png")
-    write_page(Page(lines, valid(curve=True), model.defaults.object.recipe, options.concepts), options.out)
+    usual = model.defaults.object.recipe, model.defaults.style.recipe
+    write_page(Page(lines, valid(curve=True), usual, options.concepts), options.out)
     print(f"written: {cli.printable(options.out / 'README.md')}")
 
 

@@ -37,7 +37,7 @@ class Page(NamedTuple):
 
     cells: list[dict]  # lines that are no curves
     curves: list[dict]  # and those that are
-    default: str  # the recipe of train.py's default
+    defaults: tuple[str, str]  # the recipes of train.py's default, for an object and for a style
     name: str  # of the set of concepts
 
     @property
@@ -106,7 +106,8 @@ def protocol(page: Page) -> str:
         chosen[page.name],
         f"A word is learned from five pictures by `train.py --recipe … {' '.join(PROTOCOL)}`,",
         f"with {seeds} seed{'s' * (seeds > 1)}.",
-        f"`{DEFAULT}` is `train.py` without any options; the checkpoint's recipe is `{page.default}`.",
+        f"`{DEFAULT}` is `train.py` without any options: the checkpoint's own recipe, `{page.defaults[0]}` for an object",
+        f"and `{page.defaults[1]}` for a style.",
         f"Pictures of the word, {NUM} a prompt in {STEPS} steps of DDIM (in the paper 64 and 50), are scored as",
         "`python -m tinyldm.lab.measure.score` does:",
     )
