@@ -106,8 +106,8 @@ def protocol(page: Page) -> str:
         chosen[page.name],
         f"A word is learned from five pictures by `train.py --recipe … {' '.join(PROTOCOL)}`,",
         f"with {seeds} seed{'s' * (seeds > 1)}.",
-        f"`{DEFAULT}` is `train.py` without any options: the checkpoint's own recipe, `{page.defaults[0]}` for an object",
-        f"and `{page.defaults[1]}` for a style.",
+        f"`{DEFAULT}` is `train.py` without any options: the checkpoint's own recipe,",
+        f"`{page.defaults[0]}` for an object and `{page.defaults[1]}` for a style.",
         f"Pictures of the word, {NUM} a prompt in {STEPS} steps of DDIM (in the paper 64 and 50), are scored as",
         "`python -m tinyldm.lab.measure.score` does:",
     )
