@@ -93,3 +93,19 @@ def test_pictures_that_cannot_fit_are_refused_but_on_a_gpu_its_allocator_says_so
         tiny.check_size(64, 64, 100_000, learning=True)
     monkeypatch.setattr(LatentDiffusion, "device", torch.device("cuda"))
     tiny.check_size(side, side)
+
+
+def test_the_gradient_of_prompts_that_repeat_has_the_same_bits_every_time(tiny, monkeypatch):
+    """With two threads too, which could each add to what the other adds to."""
+    generator = torch.Generator().manual_seed(0)
+    read = torch.zeros(6, 32, 128, requires_grad=True)  # by the text encoder, whatever the prompts
+    monkeypatch.setattr(tiny.text_encoder, "forward", lambda *_: read)
+    prompts = [f"prompt {i}" for i in (0, 1, 2, 0, 1, 0, 3, 0, 1, 2, 0, 0, 1, 4, 5, 0)]
+    above = torch.randn(16, 32, 128, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = [torch.autograd.grad(tiny.context(prompts), read, above)[0] for _ in range(100)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(gradient.equal(gradients[0]) for gradient in gradients)

@@ -142,7 +142,9 @@ class LatentDiffusion:
         rows = [words[word] for word in added] if words else []
         vectors = torch.cat(rows).to(self.device) if rows else None
         contexts = self.text_encoder(self.tokenizer(distinct).to(self.device), vectors)
-        return contexts[torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)]
+        which = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
+        # Not contexts[which]: several threads would add up its gradient in an order that is never the same.
+        return contexts.index_select(0, which)
 
     def predict(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The UNet's answer, eps or v, in float32, whatever the precision of the weights.
