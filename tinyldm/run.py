@@ -322,6 +322,7 @@ class Run:
 
 
 def folder_for(token: str) -> Path:
+    """Where the run of a word goes, unless --out says otherwise: its letters and digits, dashes for all else."""
     return Path("outputs", re.sub(r"\W+", "-", token)[:60].strip("-") or "word")
 
 
