@@ -20,7 +20,7 @@ from PIL import Image
 
 from tinyldm import InputError
 from tinyldm.latent_diffusion import LatentDiffusion
-from tinyldm.recipes import Adam
+from tinyldm.optimizers import Adam
 from tinyldm.run import Run
 
 

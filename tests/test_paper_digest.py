@@ -30,7 +30,7 @@ def test_a_recipe_is_its_code_and_that_of_all_it_calls_in_its_file():
     found = definition("auto-start,kept-norm")
     assert {
         "tinyldm.recipes.best_words",
-        "tinyldm.recipes.Adam",
+        "tinyldm.optimizers.Adam",
     } <= found.keys()
     assert found["tinyldm.recipes.CANDIDATES"] == "32"
     assert found["start"] == "tinyldm.recipes.best_words"

@@ -17,15 +17,12 @@ from tinyldm.inversion import Pictures, known_norm, vectors_of
 from tinyldm.lab.world.distribution import pictures_of
 from tinyldm.lab.world.nouns import noun_thing
 from tinyldm.lab.world.styles import draw
+from tinyldm.optimizers import OnSphere
 from tinyldm.recipes import (
     CANDIDATES,
     RECIPES,
-    Adam,
     AtTheEnd,
-    DecayingNorm,
-    KeptNorm,
     Lesson,
-    OnSphere,
     ProgressiveWord,
     Recipe,
     WhenFlat,
@@ -203,6 +200,12 @@ def test_the_word_that_the_pictures_show_is_found(tiny, tmp_path, capsys):
     assert best <= raindrop < thing
 
 
+def test_a_vocabulary_without_whole_words_has_no_start_to_find(tiny, monkeypatch):
+    monkeypatch.setattr(recipes, "whole_words", lambda model: torch.tensor([], dtype=torch.long))
+    with pytest.raises(InputError, match=r"no whole words in the vocabulary .* --init"):
+        best_words(lesson(tiny))
+
+
 def test_looking_for_words_costs_no_more_than_a_pass_a_candidate(tiny):
     of, passes = lesson(tiny, count=2, batch=2), []
     of = of._replace(loss_of=lambda batch, words: passes.append(1) or (words["S*"] ** 2).sum())
@@ -218,65 +221,12 @@ def test_rates():
     assert [falling(done) for done in (0, 0.5, 1)] == [1, 0.5, 0]
 
 
-def test_adam_is_pytorchs_to_the_last_bit():
-    generator = torch.Generator().manual_seed(0)
-    ours = torch.randn(3, 128, generator=generator, requires_grad=True)
-    theirs = ours.detach().clone().requires_grad_()
-    one, other = Adam(ours, 1.0, 0.01), torch.optim.AdamW([theirs], lr=0.01, weight_decay=0)
-    for done in range(200):
-        one.lr = other.param_groups[0]["lr"] = 0.01 * (1 - done / 200)
-        ours.grad = 10 ** (-done / 20) * torch.randn(3, 128, generator=generator)
-        theirs.grad = ours.grad.clone()
-        one.step()
-        other.step()
-        assert torch.equal(ours, theirs) and ours.grad is None
-
-
 @pytest.mark.parametrize("name", ["fixed-norm", "kept-norm"])
 def test_a_norm_that_is_fixed_stays(run, tmp_path, tiny, name):
     assert run("train.py", *SHORT, "--recipe", name, "--save-every", 1).status == 0
     files = [load_embeddings(path)["S*"] for path in sorted((tmp_path / "outputs" / "S").glob("embedding-*"))]
     assert len(files) == 10 and not torch.equal(files[0], files[9])
     assert all(abs(vectors.norm() / known_norm(tiny) - 1) < 1e-5 for vectors in files)
-
-
-def test_a_decaying_norm_goes_a_twentieth_of_the_way_less_when_the_rate_has_fallen():
-    for fallen, share in ((1.0, 0.05), (0.2, 0.01), (0.0, 0.0)):
-        vectors = torch.tensor([[0.6, 0.8], [8.0, 0.0]], requires_grad=True)
-        optimizer = DecayingNorm(vectors, 2.0, lr=0.01)
-        optimizer.lr = 0.01 * fallen
-        vectors.grad = torch.zeros_like(vectors)
-        optimizer.step()
-        assert torch.allclose(vectors.norm(dim=1), torch.tensor([1 + share, 8 - 6 * share]))
-        assert torch.allclose(vectors[1] / vectors[1].norm(), torch.tensor([1.0, 0.0]))
-
-
-def test_a_kept_norm_is_that_of_known_words():
-    vectors = torch.tensor([[0.6, 0.8], [8.0, 0.0]], requires_grad=True)
-    optimizer = KeptNorm(vectors, 2.0, 1e-3)
-    vectors.grad = torch.rand(2, 2)
-    optimizer.step()
-    assert torch.allclose(vectors.norm(dim=1), torch.tensor([2.0, 2.0]))
-
-
-def test_a_step_on_the_sphere_turns_by_the_rate_against_the_gradient_along_it():
-    vectors = torch.tensor([[7.0, 0.0, 0.0]], requires_grad=True)
-    optimizer = OnSphere(vectors, 3.0, lr=0.01)
-    assert torch.equal(vectors, torch.tensor([[3.0, 0.0, 0.0]]))
-    vectors.grad = torch.tensor([[100.0, 0.3, 0.0]])  # most of it away from the sphere, which does not count
-    optimizer.step()
-    angle = torch.atan(torch.tensor(0.04))
-    assert torch.allclose(vectors, 3 * torch.tensor([[angle.cos(), -angle.sin(), 0.0]]))
-
-
-def test_without_a_gradient_the_prior_turns_vectors_back_to_where_they_began():
-    vectors = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
-    optimizer = OnSphere(vectors, 1.0, lr=0.01)
-    vectors.data = torch.tensor([[0.6, 0.8, 0.0]])
-    for _ in range(10):
-        vectors.grad = torch.zeros_like(vectors)
-        optimizer.step()
-    assert vectors[0, 0] > 0.85 and abs(vectors.norm() - 1) < 1e-6
 
 
 # ---- What is added to the loss

@@ -23,7 +23,8 @@ from tinyldm import InputError, cli, images
 from tinyldm import run as running
 from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.latent_diffusion import Defaults
-from tinyldm.recipes import Adam, AtTheEnd, Word
+from tinyldm.optimizers import Adam
+from tinyldm.recipes import AtTheEnd, Word
 from tinyldm.run import Run
 from tinyldm.tokenizer import Tokenizer
 
