@@ -1,6 +1,7 @@
 """Fixtures that several test files share: the tiny checkpoint, and running a script as a user would."""
 
 import contextlib
+import copy
 import importlib
 import os
 import signal
@@ -75,7 +76,7 @@ def run(monkeypatch, capsys, tmp_path, quick) -> Callable[..., Outcome]:
     def run_script(script: str, *arguments: object) -> Outcome:
         words = [str(argument) for argument in arguments]
         if script in SCRIPTS and "--weights" not in words:
-            words += ["--weights", str(quick if script == "train.py" else WEIGHTS)]
+            words += ["--weights", str(quick)]
         monkeypatch.setattr(sys, "argv", [script, *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -193,7 +194,13 @@ def no_cache_in_the_real_home(tmp_path_factory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
-def tiny() -> LatentDiffusion:
-    """A fresh copy of the tiny checkpoint, so that a test may add placeholders to it."""
+@pytest.fixture(scope="session")
+def loaded() -> LatentDiffusion:
+    """The tiny checkpoint, which no test may change."""
     return load_checkpoint(WEIGHTS)
+
+
+@pytest.fixture
+def tiny(loaded) -> LatentDiffusion:
+    """A fresh copy of the tiny checkpoint, so that a test may add placeholders to it."""
+    return copy.deepcopy(loaded)

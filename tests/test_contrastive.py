@@ -18,7 +18,7 @@ from tinyldm.lab.pretraining import contrastive
 from tinyldm.lab.pretraining import loop as training
 from tinyldm.lab.pretraining.loop import Job, Recipe, load_section
 from tinyldm.lab.pretraining.sizes import VISION, text_config
-from tinyldm.lab.world.captions import caption
+from tinyldm.lab.world.captions import caption, make_tokenizer
 from tinyldm.lab.world.distribution import make_pictures
 from tinyldm.lab.world.nouns import ANY_THING
 from tinyldm.lab.world.things import Picture, Thing
@@ -32,9 +32,16 @@ def world():
     return torch.from_numpy(array), pictures
 
 
+@pytest.fixture(scope="module")
+def tokenizer(world):
+    """Learned once; each stage would do it."""
+    return make_tokenizer(world[1], seed=0)
+
+
 @pytest.fixture(autouse=True)
-def small_towers(monkeypatch):
+def small_towers(monkeypatch, tokenizer):
     """With the patches, the vocabulary and the words that the tiny CLIP has."""
+    monkeypatch.setattr(contrastive, "make_tokenizer", lambda pictures, seed: tokenizer)
     monkeypatch.setattr(contrastive, "VISION", replace(VISION, width=32, layers=1, heads=2))
     monkeypatch.setattr(contrastive, "text_config", lambda size: replace(text_config(size), layers=1))
 
@@ -133,7 +140,7 @@ def test_captions_of_near_misses_are_in_the_same_words_as_far_as_it_goes():
 def test_a_few_steps_bring_the_loss_down(tmp_path, world, monkeypatch):
     losses, loss_of = [], contrastive.contrastive_loss
     monkeypatch.setattr(contrastive, "contrastive_loss", lambda *args: losses.append(loss_of(*args)) or losses[-1])
-    assert train(tmp_path, world, steps=30, batch=32)
+    assert train(tmp_path, world, steps=20, batch=32)
     first, last = torch.stack(losses[:5]).mean(), torch.stack(losses[-5:]).mean()
     assert last < 0.95 * first and last < math.log(32)  # log 32: all captions of the batch alike
 

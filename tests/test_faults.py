@@ -130,21 +130,22 @@ def test_a_run_that_is_killed_before_any_write_can_be_taken_up_and_ends_with_the
         check_whole(folder)
         if (left := named(folder)) not in seen:  # some writes change hidden files only
             seen.append(left)
-            check_goes_on(run, folder, whole)
+            if len(seen) % 2:
+                check_goes_on(run, folder, whole)
     assert len(seen) > 10
 
 
 def test_a_run_whose_disk_is_full_from_any_write_on_says_so_in_one_line_and_can_be_taken_up(run, whole):
-    for number, (outcome, folder) in enumerate(at_every_write(run, TRAIN, lambda number: {"full": number})):
+    for number, (outcome, folder) in enumerate(at_every_write(run, TRAIN, lambda number: {"full": 2 * number - 1})):
         assert "No space left" in one_line(outcome)
         check_whole(folder)
         if number % 4 == 0:
             check_goes_on(run, folder, whole)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(run, whole, name):
-    for number in range(1, 40, 6):
+@pytest.mark.parametrize(("first", "name"), [(1, "SIGINT"), (5, "SIGTERM"), (9, "SIGHUP")])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(run, whole, first, name):
+    for number in range(first, 40, 12):
         outcome, folder = run(TRAIN, {"signal_at": [number, name]})
         assert outcome.status in (0, 128 + signal.Signals[name]), outcome
         assert "Traceback" not in outcome.err

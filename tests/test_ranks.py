@@ -43,13 +43,13 @@ def word(folder: Path) -> torch.Tensor:
     return load_embeddings(folder / "embedding.safetensors")["<bolt>"]
 
 
-def test_two_processes_learn_the_word_that_one_learns_and_the_first_alone_writes_and_speaks(tmp_path, quick):
-    for command, folder in (([], "one"), (TORCHRUN, "two")):
-        learning = start(
-            *command, *LEARN, "--weights", quick, "--steps", 2, "--preview-every", 9, "--out", tmp_path / folder
-        )
-        said = lines(learning)
-        assert learning.returncode == 0 and [line[:14] for line in said] == ["learned <bolt>", "  python sampl"]
+def test_two_processes_learn_the_word_that_one_learns_and_the_first_alone_writes_and_speaks(run, tmp_path, quick):
+    command = [*LEARN, "--weights", quick, "--steps", 2, "--preview-every", 9, "--out"]
+    learning = start(*TORCHRUN, *command, tmp_path / "two")
+    alone = run(*command, tmp_path / "one").out.splitlines()
+    said = lines(learning)
+    assert learning.returncode == 0
+    assert [line[:14] for line in said] == [line[:14] for line in alone] == ["learned <bolt>", "  python sampl"]
     assert files(tmp_path / "two").keys() == files(tmp_path / "one").keys()
     torch.testing.assert_close(word(tmp_path / "two"), word(tmp_path / "one"), rtol=0, atol=1e-5)
 
@@ -76,10 +76,11 @@ def test_a_process_that_is_lost_ends_the_run_with_one_line_and_resume_goes_on_ti
     assert said[1].startswith("  torchrun --standalone --nproc-per-node 2 -- train.py") and said[1].endswith("--resume")
 
 
-def test_two_processes_sample_the_files_that_one_samples_bit_for_bit(tmp_path):
-    for command, folder in (([], "one"), (TORCHRUN, "two")):
-        sampling = start(*command, *SAMPLE, "--weights", WEIGHTS, "--out", tmp_path / folder)
-        assert lines(sampling)[0].startswith("6 pictures and sheet.png in ")
+def test_two_processes_sample_the_files_that_one_samples_bit_for_bit(run, tmp_path):
+    command = [*SAMPLE, "--weights", WEIGHTS, "--out"]
+    sampling = start(*TORCHRUN, *command, tmp_path / "two")
+    assert run(*command, tmp_path / "one").out.startswith("6 pictures and sheet.png in ")
+    assert lines(sampling)[0].startswith("6 pictures and sheet.png in ")
     assert len(files(tmp_path / "one")) == 13
     assert files(tmp_path / "two") == files(tmp_path / "one")
 

@@ -25,7 +25,8 @@ def judge():
 
 
 def test_the_tiny_checkpoint_obeys_its_prompts(tiny, judge, tmp_path):
-    """What `--only prompts` measures, on a twentieth of its prompts, or six for each figure."""
+    """What `--only prompts` measures, on a twentieth of its prompts, or six for each figure, in ten steps of 25."""
+    tiny.defaults = replace(tiny.defaults, sampler_steps=10)
     figures = report.report_prompts(tiny, judge, 0.05, tmp_path)
     assert len(figures) == 18
     assert min(figures.values()) >= 0.8 and np.mean(list(figures.values())) >= 0.95, figures
@@ -42,7 +43,8 @@ def test_the_autoencoder_keeps_pictures_flat_colours_and_patterns(run):
 
 
 def test_seeds_differ_as_in_the_world_and_guidance_burns_no_colour(tiny):
-    """What `--only variety` measures, of 16 seeds."""
+    """What `--only variety` measures, of 16 seeds, in ten steps of 25."""
+    tiny.defaults = replace(tiny.defaults, sampler_steps=10)
     red_star = Picture((Thing("star", "red"),), "gray")
     world = spread([np.asarray(draw(replace(red_star, seed=seed))) for seed in range(64)])
     for guidance in (1, 8):

@@ -20,6 +20,7 @@ from tinyldm.sampler import SAMPLERS, denoiser
 
 PROMPT = "a photo of a red circle on a blue background"
 FEW = ("--steps", 3)
+TRAINED = ("--weights", WEIGHTS)  # for what an untrained model does not do
 
 
 def pixels(path):
@@ -36,7 +37,7 @@ def a_word(path, token="S*", like="star", width=None):
 
 
 def test_pictures_are_numbered_and_carry_their_prompt_and_settings(run, tmp_path):
-    outcome = run("sample.py", "--prompt", PROMPT, "--num", 2, *FEW, "--seed", 7, "--negative", "green")
+    outcome = run("sample.py", "--prompt", PROMPT, "--num", 2, *FEW, "--seed", 7, "--negative", "green", *TRAINED)
     assert outcome.status == 0
     folder = tmp_path / "outputs" / "samples"
     assert sorted(file.name for file in folder.iterdir()) == ["0000.png", "0001.png", "sheet.png"]
@@ -53,6 +54,7 @@ def test_a_picture_starts_from_the_documented_noise(tiny, run, tmp_path):
         "--prompt",
         PROMPT,
         *FEW,
+        *TRAINED,
         "--seed",
         5,
         "--sampler",
@@ -164,7 +166,7 @@ def test_a_word_with_spaces_is_the_name_of_its_file(run, tmp_path):
 def test_the_tiny_checkpoint_obeys_a_prompt(run, tmp_path):
     from tinyldm.lab.measure.colours import background_colour, colours_right
 
-    assert run("sample.py", "--prompt", PROMPT, "--num", 8).status == 0
+    assert run("sample.py", "--prompt", PROMPT, "--num", 8, *TRAINED).status == 0
     pictures = [np.asarray(Image.open(tmp_path / "outputs" / "samples" / f"{i:04d}.png")) for i in range(8)]
     assert sum(colours_right(picture, ("red",)) for picture in pictures) >= 6
     assert sum(background_colour(picture) == "blue" for picture in pictures) >= 6
@@ -261,6 +263,7 @@ def test_a_picture_to_begin_with_is_kept_the_more_the_less_the_strength(run, tmp
             10,
             "--out",
             tmp_path / f"{strength}",
+            *TRAINED,
         )
         assert run("sample.py", "--prompt", "a photo of a green star on a white background", *options).status == 0
         file = tmp_path / f"{strength}" / "0000.png"
@@ -273,7 +276,7 @@ def test_only_what_the_mask_has_white_changes(tiny, run, tmp_path, world_picture
     mask = Image.new("L", (96, 80))
     mask.paste(255, (48, 0, 96, 80))
     mask.save(tmp_path / "mask.png")
-    options = ("--init-image", world_picture, "--mask", "mask.png", "--steps", 8)
+    options = ("--init-image", world_picture, "--mask", "mask.png", "--steps", 8, *TRAINED)
     prompt = "a photo of a green star on a white background"
     for more in ((), ("--keep-pixels",)):
         out = tmp_path / f"o{len(more)}"

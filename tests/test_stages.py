@@ -48,6 +48,14 @@ def test_standardizing_changes_the_latents_and_no_decoded_picture(tmp_path):
     assert (means.var(dim=(0, 2, 3)) + log_variances.exp().mean(dim=(0, 2, 3)) - 1).abs().max() < 0.1
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    with pytest.MonkeyPatch.context() as patch:
+        for stage, (recipe, train) in stages.STAGES.items():
+            patch.setitem(stages.STAGES, stage, (replace(recipe, batch=8), train))
+        yield
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A whole pretraining of two steps a stage: its states in run/, its checkpoint in weights/."""

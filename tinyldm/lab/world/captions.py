@@ -7,6 +7,7 @@ medium, "a klikod of a red star".
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from torch import Tensor
@@ -130,14 +131,22 @@ def has_background(style: str) -> bool:
     return style not in WITHOUT_BACKGROUND and (style not in INVENTED_STYLES or INVENTED_STYLES[style].ground is None)
 
 
-def is_true(template: str, picture: Picture) -> bool:
-    """Whether the template says of the view exactly what is so, and of the size and number nothing wrong."""
-    words = set(template.split())
-    return (
-        words.intersection(VIEWS) == ({picture.view} if picture.view else set())
-        and words.intersection(("small", "large")) <= {thing.size for thing in picture.things[:1]}
-        and not ("one" in words and len(picture.things) == 2)
-    )
+@cache  # there are few kinds of pictures, and a caption is said of millions
+def true_templates(style: str, view: str | None, size: str, number: int) -> list[str]:
+    """Those of a picture's style that say of its view exactly what is so, and of size and number nothing wrong.
+
+    size: of its first thing; number: of its things.
+    """
+
+    def is_true(template: str) -> bool:
+        words = set(template.split())
+        return (
+            words.intersection(VIEWS) == ({view} if view else set())
+            and words.intersection(("small", "large")) <= {size}
+            and not ("one" in words and number == 2)
+        )
+
+    return [*filter(is_true, OBJECT_TEMPLATES if style == "photo" else STYLE_TEMPLATES)]
 
 
 def fill_object(template: str, picture: Picture) -> str:
@@ -151,8 +160,7 @@ def caption(picture: Picture, rng: np.random.Generator) -> str:
     if rng.random() < VAGUE and len(set(picture.things)) == 1:
         picture = vaguely(picture, rng.random() < 0.5)
     place, background = whereabouts(picture, rng)
-    templates = OBJECT_TEMPLATES if picture.style == "photo" else STYLE_TEMPLATES
-    template = choice(rng, [template for template in templates if is_true(template, picture)])
+    template = choice(rng, true_templates(picture.style, picture.view, picture.things[0].size, len(picture.things)))
     wording, style = rng.random(), ""
     if picture.style == "photo":
         text = subject(picture) if wording < 0.1 and not picture.view else fill_object(template, picture)
