@@ -169,3 +169,12 @@ def test_pictures_of_another_size_are_refused(run, measured, tiny, tmp_path):
     save_checkpoint(tmp_path / "large", replace(tiny, defaults=replace(tiny.defaults, size=128)))
     assert "large makes pictures of 128 pixels, expected 64" in run(PAPER, "--weights", "large").error
     assert WEIGHTS.exists()
+
+
+def test_a_run_that_is_stopped_has_compared_concepts_of_every_kind():
+    concepts = [*REPORTING.values()]
+    in_turn = command.kinds_in_turn(concepts)
+    assert sorted(concept.name for concept in in_turn) == sorted(REPORTING)
+    kinds = [concept.kind for concept in in_turn]
+    assert kinds[:6] == ["combination", "shape", "figure", "style", "combination", "shape"]
+    assert [concept for concept in in_turn if concept.kind == "shape"] == [c for c in concepts if c.kind == "shape"]

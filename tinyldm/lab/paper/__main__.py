@@ -13,8 +13,10 @@ learned. A run that was stopped goes on where it was; what was changed since is 
 import os
 import tempfile
 from argparse import Namespace
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from tinyldm import InputError, cli
@@ -86,7 +88,9 @@ def main(arguments: list[str]) -> None:
 
 
 def cells_for(options: Namespace, concepts: list[Concept]) -> list[Cell]:
-    """The references first, then one seed after the other: a run that is stopped has compared all recipes."""
+    """The references first, then one seed after the other, in each the kinds in turn: a run that is stopped has
+    compared all recipes, on concepts of every kind."""
+    concepts = kinds_in_turn(concepts)
     references = [Cell(UNTRAINED, concept.name) for concept in concepts]
     references += [Cell(PLAIN, concept.name) for concept in concepts if concept.plain]
     return references + [
@@ -95,6 +99,14 @@ def cells_for(options: Namespace, concepts: list[Concept]) -> list[Cell]:
         for concept in concepts
         for recipe in options.only
     ]
+
+
+def kinds_in_turn(concepts: list[Concept]) -> list[Concept]:
+    """The first of every kind, then the second, and so on."""
+    of_kind: defaultdict[str, list[Concept]] = defaultdict(list)
+    for concept in concepts:
+        of_kind[concept.kind].append(concept)
+    return [concept for of_all in zip_longest(*of_kind.values()) for concept in of_all if concept]
 
 
 def measure(cells: list[Cell], file: CellFile, digests: Digests, place: Place, processes: int, what: str) -> None:
