@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     begin = partial(begin_word, templates=templates, weights_sha256=weights_sha256, loss_scale=loss_scale)
     if options.concepts:
+        first_vectors(model, options)  # a wrong --init is one error, not one for each word
         return learn_together(model, options, begin, squared_error, loss_scale)
 
     _, recipe, word, first, pictures, optimizer, lr, run = begin(model, options)

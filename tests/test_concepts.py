@@ -164,6 +164,22 @@ def test_a_run_that_ended_loses_no_finished_word_and_resume_goes_on(run, concept
     assert Path("out/<bolt>/resume.safetensors").stat().st_mtime_ns == finished
 
 
+def test_a_last_preview_that_is_missing_is_made_when_the_run_is_taken_up_again(run, concepts):
+    """As after a kill between the last save and it."""
+    assert together(run, concepts).status == 0
+    preview, other = (Path("out", name, "previews", "000004.png") for name in ("heart", "<bolt>"))
+    pixels, untouched = preview.read_bytes(), other.stat().st_mtime_ns
+    preview.unlink()
+    goes_on = together(run, concepts, "--resume")
+    assert goes_on.status == 0 and goes_on.out == "2 of 2 words are learned, in out\n"
+    assert preview.read_bytes() == pixels and other.stat().st_mtime_ns == untouched
+
+
+def test_a_wrong_start_is_one_error_and_not_one_for_each_word(run, concepts):
+    assert "no such file: word.pt" in together(run, concepts, "--init", "word.pt").error
+    assert not Path("out").exists()
+
+
 def test_a_run_that_ended_before_its_first_save_begins_again_and_a_word_alone_is_never_deleted(run, concepts):
     (Path("out/heart/previews")).mkdir(parents=True)
     Path("out/heart/settings.json").write_text("{}")

@@ -26,7 +26,7 @@ from tinyldm.files import check_unused, read_lines, release_folder
 from tinyldm.inversion import Batch, Pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.recipes import Adam, OnSphere, Recipe, Word
-from tinyldm.run import Run, clear_unsaved, steps_done
+from tinyldm.run import Run, clear_unsaved, is_done
 
 TOKEN_FILE = "token.txt"
 TOGETHER = 4  # words at a time; of 16 each takes a tenth less time on two cores
@@ -124,7 +124,7 @@ def learn_together(
     if not options.resume:
         for concept in concepts:
             check_new(concept.out)
-    waiting = deque(concept for concept in concepts if steps_done(concept.out) < options.steps)
+    waiting = deque(concept for concept in concepts if not is_done(concept.out, options.steps))
     done, left_out, learning = len(concepts) - len(waiting), 0, {}
     with cli.stop_on_signal() as stopping, tqdm(total=len(concepts), initial=done, desc="words") as bar:
 

@@ -344,11 +344,13 @@ def read_settings(folder: Path) -> dict[str, object]:
     return dict(json.loads(read_bytes(folder / "settings.json", MAX_SETTINGS_BYTES).decode("utf-8-sig")))
 
 
-def steps_done(folder: Path) -> int:
-    """Of the run in the folder, as far as it was saved; 0 if there is none, or if it can't be read."""
+def is_done(folder: Path, steps: int) -> bool:
+    """Whether the run in the folder has taken so many steps and made its last preview, after which nothing is left to
+    do. It has not if there is none, or if it can't be read."""
     with suppress(OSError, InputError, SafetensorError, KeyError, ValueError, RuntimeError):
-        return int(load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))["done"])
-    return 0
+        done = int(load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))["done"])
+        return done >= steps and (folder / "previews" / f"{done:06d}.png").exists()
+    return False
 
 
 class Follower(Run):
