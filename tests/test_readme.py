@@ -47,7 +47,7 @@ def test_the_first_command_and_the_sample_command_do_what_they_promise(run, tmp_
     figures, _ = ask_word(WEIGHTS, load_judge(), embedding, THINGS["striped-circle"])
     assert figures["colours"] >= 0.8 and figures["background"] >= 0.8
 
-    assert run(*draw[1:]).status == 0
+    assert run(*draw[1:], "--steps", 8, "--weights", WEIGHTS).status == 0
     sheet = Image.open(tmp_path / "outputs" / "samples" / "sheet.png")
     assert np.asarray(sheet).std() > 20
     assert len(list((tmp_path / "outputs" / "samples").glob("0*.png"))) == 24
