@@ -116,6 +116,8 @@ def test_more_recipes_are_added_to_the_table_and_the_page_alone_measures_none(ru
     for page in pages[1:]:
         assert {line["recipe"] for line in page.cells} == {"paper", OTHER, "pairs", "untrained", "plain words"}
         assert {line["recipe"] for line in page.curves} == {"paper", OTHER, "pairs"}
+    # The last one is asked for 22 recipes and three seeds; "paper" has two of them, "pairs" one.
+    assert [page.missing for page in pages] == [0, 0, 2 * (3 * 22 - 2 - 1)]
 
 
 def test_what_is_chosen_by_has_a_folder_and_a_page_of_its_own(run, measured, pages, tmp_path):

@@ -140,3 +140,10 @@ def test_without_matplotlib_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=re.escape('type pip install -e ".[plot]"')):
         new_figure(1, 1)
+
+
+def test_a_page_of_a_table_that_is_not_finished_says_so(page, tmp_path):
+    write_page(Page(CELLS, [], ("falling", "falling"), "reporting", missing=7), tmp_path)
+    text = " ".join((tmp_path / "README.md").read_text().split())
+    assert "**7 words are still to be learned and scored**; the same command goes on." in text
+    assert "still to be learned" not in page

@@ -83,7 +83,8 @@ def main(arguments: list[str]) -> None:
             raise InputError(f"{file.path} has no cell of these weights; leave out --page to measure some")
         draw_strips(learned_recipes(table_of(lines)), asked, place, options.out / "strips.png")
     usual = model.defaults.object.recipe, model.defaults.style.recipe
-    write_page(Page(lines, valid(curve=True), usual, options.concepts), options.out)
+    missing = len(open_cells(cells_for(options, asked), file, digests))
+    write_page(Page(lines, valid(curve=True), usual, options.concepts, missing), options.out)
     print(f"written: {cli.printable(options.out / 'README.md')}")
 
 
@@ -110,10 +111,15 @@ def kinds_in_turn(concepts: list[Concept]) -> list[Concept]:
 
 
 def measure(cells: list[Cell], file: CellFile, digests: Digests, place: Place, processes: int, what: str) -> None:
-    """Those of the cells that the file has not, or whose figures no longer hold."""
-    open_cells = [cell for cell in cells if cell not in file.lines or not holds(digests, cell, file.lines[cell])]
-    for cell, figures in in_processes(partial(measured, place=place), open_cells, processes, what):
+    """Those of the cells that are open."""
+    todo = open_cells(cells, file, digests)
+    for cell, figures in in_processes(partial(measured, place=place), todo, processes, what):
         file.add(cell, digests(cell), figures)
+
+
+def open_cells(cells: list[Cell], file: CellFile, digests: Digests) -> list[Cell]:
+    """Those that the file has not, or whose figures no longer hold."""
+    return [cell for cell in cells if cell not in file.lines or not holds(digests, cell, file.lines[cell])]
 
 
 def holds(digests: Digests, cell: Cell, line: dict) -> bool:

@@ -39,6 +39,7 @@ class Page(NamedTuple):
     curves: list[dict]  # and those that are
     defaults: tuple[str, str]  # the recipes of train.py's default, for an object and for a style
     name: str  # of the set of concepts
+    missing: int = 0  # cells that are still to be measured
 
     @property
     def concepts(self) -> list[Concept]:
@@ -73,6 +74,7 @@ def headline(page: Page, table: Table) -> str:
         "Section 5 of the paper ([Gal et al. 2022](https://arxiv.org/abs/2208.01618)) with the tiny checkpoint:",
         f"{len(learned(table))} recipes, {len(page.concepts)} concepts that the checkpoint never saw.",
         "`python -m tinyldm.lab.paper` writes this page, every number and every verdict from `cells.jsonl`.",
+        f"**{page.missing} words are still to be learned and scored**; the same command goes on." * bool(page.missing),
     )
     return "\n\n".join(["# Ways to learn a word, compared", text, picture("", "scatter.png")])
 
