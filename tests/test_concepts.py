@@ -175,6 +175,16 @@ def test_a_last_preview_that_is_missing_is_made_when_the_run_is_taken_up_again(r
     assert preview.read_bytes() == pixels and other.stat().st_mtime_ns == untouched
 
 
+def test_a_word_that_has_taken_more_steps_than_are_asked_for_is_done(run, concepts):
+    """Also one whose run was stopped, before it made a last preview."""
+    assert together(run, concepts).status == 0
+    before = word(Path("out/heart"))
+    Path("out/heart/previews/000004.png").unlink()
+    goes_on = together(run, concepts, "--resume", "--steps", 3)
+    assert goes_on.status == 0 and goes_on.out == "2 of 2 words are learned, in out\n"
+    assert torch.equal(word(Path("out/heart")), before)
+
+
 def test_a_wrong_start_is_one_error_and_not_one_for_each_word(run, concepts):
     assert "no such file: word.pt" in together(run, concepts, "--init", "word.pt").error
     assert not Path("out").exists()

@@ -61,7 +61,9 @@ def ours(model, sampler, source):
     return np.stack([np.asarray(image).astype(float) for image in to_images(model.decode(z))])
 
 
-@pytest.mark.parametrize(("pair", "strength"), [("1.x", 0.3), ("1.x", 1.0), ("2.x", 0.75)], indirect=["pair"])
+@pytest.mark.parametrize(
+    ("pair", "strength"), [("1.x", 0.3), ("1.x", 0.75), ("1.x", 1.0), ("2.x", 0.75)], indirect=["pair"]
+)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_to_image_is_diffusers(pair, sampler, picture, strength):
     pipe, model = pair

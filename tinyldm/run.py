@@ -222,7 +222,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.done == self.options.steps or bool(self.enough)
+        return self.done >= self.options.steps or bool(self.enough)
 
     def log(self, loss: Tensor) -> None:
         """One step is done. If its loss was not finite, keep the last vectors whose was, and raise InputError."""
