@@ -46,8 +46,7 @@ class Commands:
         """In a queue's thread: the command from its start to its end."""
         with open(OUTPUTS / f".{folder.name}.log", "wb") as log:
             # In a session of its own a Ctrl-C in the page's terminal does not reach it; close() hands that on.
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        self.processes[folder] = process
+            process = self.processes[folder] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         if folder in self.unwanted:
             self.stop(folder)
         process.wait()

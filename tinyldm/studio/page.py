@@ -30,6 +30,7 @@ PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_
 CSS = """.gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }
 .grid-container { grid-auto-rows: auto } .grid-container * { aspect-ratio: auto; height: auto; object-fit: contain }"""
 LOOK = {"interactive": False, "buttons": ["download", "fullscreen"]}
+LATER = {"variant": "primary", "interactive": False}  # until the page has its menu, which would hide what it begins
 PAINT = {"type": "pil", "sources": (), "transforms": (), "layers": False, "canvas_size": (CANVAS, CANVAS)}
 
 
@@ -189,7 +190,7 @@ def build(do: Page) -> gr.Blocks:
                     board = gr.ImageEditor(show_label=False, **PAINT)
                 kind = gr.Radio(["object", "style"], value="object", label="What they share")
                 token, init = gr.Textbox("S*", label="Its word"), gr.Textbox(label="Begins as, if not as usual")
-                steps, learn = gr.Number(0, label="Steps, 0: usual", precision=0), gr.Button("Learn", variant="primary")
+                steps, learn = gr.Number(0, label="Steps, 0: usual", precision=0), gr.Button("Learn", **LATER)
             with gr.Tab("Make", id="make") as making:
                 prompt = gr.Textbox("a photo of ", label="Prompt")
                 known = gr.Dataset(components=[prompt], samples=[], label="Learned words", layout="gallery")
@@ -199,7 +200,7 @@ def build(do: Page) -> gr.Blocks:
                     first, number, count = (gr.Number(value, label=label, precision=0) for label, value in whole)
                     scale = gr.Number(usual.guidance, label="Guidance")
                     sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
-                make = gr.Button("Make", variant="primary")
+                make = gr.Button("Make", **LATER)
             with gr.Tab("Edit", id="edit"):
                 upload = gr.UploadButton("Open a picture", file_types=suffixes)
                 editor = gr.ImageEditor(label="Paint over what changes", **PAINT)
@@ -230,7 +231,7 @@ def build(do: Page) -> gr.Blocks:
         shown = [said, stop, go_on, clock, word, preview, loss, norm, download, gallery]
         edited = [versions, editor, before, after]
         wanted, names = [prompt, first, number, count, scale, sampler], [known, start, end]
-        page.load(do.menu, None, folder)
+        page.load(lambda: [do.menu(), *[gr.update(interactive=True)] * 2], None, [folder, learn, make])
         gr.on([page.load, making.select, inside.select], do.words, None, names)
         gr.on([folder.change, to.change, clock.tick], do.view, [folder, to], shown, show_progress="hidden")
         folder.change(lambda: gr.update(visible=False), None, details)
