@@ -59,7 +59,7 @@ def quick(tmp_path_factory) -> Path:
     width, levels = model.text_encoder.config.width, (8, 8, 16, 16)  # 8 pixels to a latent's one, as the checkpoint's
     small = replace(
         model,
-        unet=UNet(UNetConfig(12, (16, 32), attention=(True, True), blocks=1, context_width=width, norm_groups=8)),
+        unet=UNet(UNetConfig(12, (16,), attention=(True,), blocks=1, context_width=width, norm_groups=8)),
         autoencoder=AutoencoderKL(AutoencoderConfig(channels=levels, blocks=1, latent_channels=12, norm_groups=4)),
         defaults=replace(model.defaults, sampler_steps=2),
     )

@@ -471,7 +471,7 @@ def test_a_missing_file_of_prompts(refused):
 
 
 def test_a_size_the_model_cannot_take(refused):
-    assert "multiples of 16" in refused("--prompt", PROMPT, "--width", 65)
+    assert "multiples of 8" in refused("--prompt", PROMPT, "--width", 65)
 
 
 def test_a_missing_embedding(refused):

@@ -431,7 +431,7 @@ def test_an_init_longer_than_its_vectors(refused):
 
 
 def test_a_size_the_model_cannot_take(refused):
-    assert "multiples of 16" in refused("--images", HEART, "--token", "S*", "--size", 50)
+    assert "multiples of 8" in refused("--images", HEART, "--token", "S*", "--size", 50)
 
 
 def test_templates_without_a_place_for_the_word(refused, tmp_path):

@@ -107,16 +107,19 @@ class Part:
 
     def fill(self, network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> None:
         """Read the weights, each cast and put in its place before the next is read."""
-        state = {}
+        state, bounds = {}, []
         for key, expected in network.state_dict().items():
             source = self.layout(key)
             tensor = self.file.read(source.name)
             tensor = tensor if source.qkv is None else tensor.chunk(3)[source.qkv]
             state[key] = moved(tensor.reshape(expected.shape), torch.device(device), dtype)
-            if not all(bound.isfinite() for bound in state[key].aminmax()):
-                advice = "copy it again, or try --dtype bfloat16" if dtype == torch.float16 else "copy it again"
-                found = f"holds NaN or infinite values as {str(dtype).removeprefix('torch.')}"
-                raise InputError(f"{self.where()}: {source.name} {found}, expected finite ones; {advice}")
+            bounds.extend(state[key].aminmax())
+        finite = torch.stack(bounds).isfinite().view(-1, 2).all(dim=1)  # all at once: a GPU is waited for only here
+        if not finite.all():
+            advice = "copy it again, or try --dtype bfloat16" if dtype == torch.float16 else "copy it again"
+            found = f"holds NaN or infinite values as {str(dtype).removeprefix('torch.')}"
+            name = self.layout([*state][int(finite.int().argmin())]).name
+            raise InputError(f"{self.where()}: {name} {found}, expected finite ones; {advice}")
         network.load_state_dict(state, strict=True, assign=True)
 
     def where(self) -> str:
