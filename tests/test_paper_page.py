@@ -8,8 +8,9 @@ from PIL import Image
 from test_paper_table import line
 
 from tinyldm import InputError
-from tinyldm.lab.paper.page import Page, write_page
+from tinyldm.lab.paper.page import Page, in_short, write_page
 from tinyldm.lab.paper.plots import new_figure, points_of
+from tinyldm.lab.paper.table import table_of
 
 CONCEPTS = ("purple star", "yellow bolt", "face")
 REFERENCES = {
@@ -63,6 +64,22 @@ def test_the_page_says_which_recipe_to_use_and_why(page):
         and "whose recipe" not in text
         and "own recipe, `low-variance,falling` for an object and `paper` for a style" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.3, 0.4, 0.5), "by +15.5 points (+14.5 to +16.5): another recipe is better."),
+        (
+            (0.65, 0.68, 0.78),
+            "leads `default`, `train.py` without any options, by +0.3 points (-2.0 to +2.5): no option is needed.",
+        ),
+    ],
+)
+def test_the_default_is_told_by_how_far_the_best_leads(values, said):
+    cells = [*CELLS, *(learned("default", concept, value) for concept, value in zip(CONCEPTS, values, strict=True))]
+    assert said in " ".join(in_short(table_of(cells)).split())
+    assert "leads" not in in_short(table_of(CELLS))
 
 
 def test_claims_come_with_their_numbers_and_verdicts(page):
