@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import EXAMPLES, Outcome, locked_elsewhere
+from safetensors.torch import load_file
 
 from tinyldm import InputError
 from tinyldm import concepts as concepts_module
 from tinyldm.concepts import Shard, find_concepts, parse_shard
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
+from tinyldm.recipes import WhenFlat
 from tinyldm.run import Run
 
 QUICK = ["--batch", "2", "--steps", "4", "--save-every", "2", "--preview-every", "100"]
@@ -183,6 +185,16 @@ def test_a_word_that_has_taken_more_steps_than_are_asked_for_is_done(run, concep
     goes_on = together(run, concepts, "--resume", "--steps", 3)
     assert goes_on.status == 0 and goes_on.out == "2 of 2 words are learned, in out\n"
     assert torch.equal(word(Path("out/heart")), before)
+
+
+def test_a_word_that_stopped_early_is_done(run, concepts, monkeypatch):
+    monkeypatch.setattr(WhenFlat, "reason", lambda self: "enough" if len(self.history) == 3 else "")
+    assert together(run, concepts, "--recipe", "early-stop").status == 0
+    state = Path("out/heart/resume.safetensors")
+    written = state.stat().st_mtime_ns
+    goes_on = together(run, concepts, "--recipe", "early-stop", "--resume")
+    assert goes_on.status == 0 and goes_on.out == "2 of 2 words are learned, in out\n"
+    assert state.stat().st_mtime_ns == written and load_file(state)["done"] == 3
 
 
 def test_a_wrong_start_is_one_error_and_not_one_for_each_word(run, concepts):

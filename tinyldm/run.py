@@ -259,7 +259,7 @@ class Run:
 
     def save_state(self) -> None:
         with write_atomically(self.folder / "resume.safetensors") as temporary:
-            save_file(self.state(), temporary)
+            save_file(self.state() | {"enough": torch.tensor(bool(self.enough))}, temporary)
 
     def state(self) -> dict[str, Tensor]:
         """What --resume needs."""
@@ -345,11 +345,13 @@ def read_settings(folder: Path) -> dict[str, object]:
 
 
 def is_done(folder: Path, steps: int) -> bool:
-    """Whether the run in the folder has taken so many steps and made its last preview, after which nothing is left to
-    do. It has not if there is none, or if it can't be read."""
+    """Whether the run in the folder has taken so many steps, or as many as its recipe wants, and made its last preview,
+    after which nothing is left to do. It has not if there is none, or if it can't be read."""
     with suppress(OSError, InputError, SafetensorError, KeyError, ValueError, RuntimeError):
-        done = int(load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))["done"])
-        return done >= steps and (folder / "previews" / f"{done:06d}.png").exists()
+        saved = load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))
+        done = int(saved["done"])
+        ended = done >= steps or bool(saved.get("enough"))  # which runs from before it was kept do not have
+        return ended and (folder / "previews" / f"{done:06d}.png").exists()
     return False
 
 
