@@ -104,7 +104,8 @@ def on_a_gpu():
 def test_no_memory_is_one_line_that_says_what_to_make_smaller(monkeypatch, capsys, allocate):
     assert door(monkeypatch, lambda arguments: allocate()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("train.py: error: not enough memory") and "fewer at once" in line
+    assert line.startswith("train.py: error: not enough memory")
+    assert line.endswith("make the pictures smaller, or fewer at once, or add --low-memory")
 
 
 def test_another_error_of_torch_keeps_its_traceback(monkeypatch):

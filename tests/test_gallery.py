@@ -62,10 +62,20 @@ def test_every_command_of_the_page_is_one_that_the_scripts_take(tmp_path, monkey
         options = train.parse_options(typed[2:])
         assert options.token == lesson.token and ((ROOT / options.images).is_dir() or lesson == BALLOON)
     for application in APPLICATIONS:
-        *_, draw_it = application.commands(tmp_path / "docs")
+        *before, draw_it = application.commands(tmp_path / "docs")
         typed = shlex.split(draw_it)
         assert typed[:2] == ["python", "sample.py"]
-        assert application.lessons[0].token in sample.parse_options(typed[2:]).prompt[0]
+        options = sample.parse_options(typed[2:])
+        assert application.lessons[0].token in options.prompt[0]
+        for merge_them in before:
+            assert shlex.split(merge_them)[-1] == options.embedding[0]
+
+
+def test_words_are_merged_by_the_command_that_the_page_shows(run, tmp_path):
+    ((merge_them, _),) = [lines for one in APPLICATIONS if len(lines := one.commands(ROOT / "docs/gallery")) == 2]
+    program, _, module, *typed = shlex.split(merge_them)
+    assert program == "python" and run(module, *typed).status == 0
+    assert sorted(load_embeddings(tmp_path / typed[-1])) == ["S*", "T*"]
 
 
 def test_every_word_of_a_prompt_is_one_of_its_applications_words():

@@ -85,7 +85,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
             raise
-        print(f"{name}: error: not enough memory; make the pictures smaller, or fewer at once", file=sys.stderr)
+        less = ", or add --low-memory" if name == "train.py" and "--low-memory" not in sys.argv else ""
+        print(f"{name}: error: not enough memory; make the pictures smaller, or fewer at once{less}", file=sys.stderr)
     except OSError as error:  # a full disk, a folder that may not be written, …
         where = f": {error.filename}" if error.filename else ""
         print(f"{name}: error: {printable(f'{error.strerror or error}{where}')}", file=sys.stderr)

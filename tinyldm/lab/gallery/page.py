@@ -42,8 +42,8 @@ class Application(NamedTuple):
         """What a user types to see such pictures."""
         files, before = [str(lesson.file(out)) for lesson in self.lessons], []
         if len(files) > 1:
-            before = [merging(self.lessons, out)]
-            files = [str(merged(self.lessons, out))]
+            file = merged(self.lessons, Path())  # in docs/gallery/words there is one already
+            before, files = [merging(self.lessons, out, file)], [str(file)]
         options = [out / option if option in (PICTURE, MASK) else option for option in self.options]
         draw = cli.command("python", "sample.py", "--prompt", self.prompt, "--embedding", *files, *options)
         return [*before, draw]

@@ -88,17 +88,17 @@ def learn_words(training: Training, lessons: Iterable[Lesson], out: Path) -> dic
 
 def merged(lessons: Sequence[Lesson], out: Path) -> Path:
     """The file of all their words."""
-    return out / "words" / f"{'-and-'.join(lesson.pictures.name for lesson in lessons)}.safetensors"
+    return out / f"{'-and-'.join(lesson.pictures.name for lesson in lessons)}.safetensors"
 
 
 def merge(lessons: Sequence[Lesson], out: Path) -> dict[str, Tensor]:
     """Write that file, and read it."""
-    convert([str(lesson.file(out)) for lesson in lessons], "diffusers", merged(lessons, out))
-    return load_embeddings(merged(lessons, out))
+    file = merged(lessons, out / "words")
+    convert([str(lesson.file(out)) for lesson in lessons], "diffusers", file)
+    return load_embeddings(file)
 
 
-def merging(lessons: Sequence[Lesson], out: Path) -> str:
+def merging(lessons: Sequence[Lesson], out: Path, file: Path) -> str:
     """What a user types for that."""
     files = [lesson.file(out) for lesson in lessons]
-    options = ["--to", "diffusers", "--out", merged(lessons, out)]
-    return cli.command("python", "-m", "tinyldm.formats.embeddings", *files, *options)
+    return cli.command("python", "-m", "tinyldm.formats.embeddings", *files, "--to", "diffusers", "--out", file)
