@@ -88,7 +88,7 @@ def in_short(table: Table) -> str:
     lead = difference(table, best, DEFAULT, RIGHT)
     text = paragraph(
         f"Most of what is asked of a word is right with `{best}`: {as_share(mean(table, best, RIGHT))} of all checks.",
-        f"Not to be told from it, as the interval of the difference holds 0: {listed(equals)}."
+        f"No worse than it for sure, as the interval of the difference holds 0: {listed(equals)}."
         if equals
         else "No other is as good.",
         f"The quickest of these is `{quickest}`: {seconds:.0f} seconds of one core, {steps:.0f} steps.",
@@ -115,6 +115,7 @@ def protocol(page: Page) -> str:
         f"with {seeds} seed{'s' * (seeds > 1)}.",
         f"`{DEFAULT}` is `train.py` without any options: the checkpoint's own recipe,",
         f"`{page.defaults[0]}` for an object and `{page.defaults[1]}` for a style.",
+        "`captions` is told the truth about each picture, its background or its noun; all others have the templates.",
         f"Pictures of the word, {NUM} a prompt in {STEPS} steps of DDIM (in the paper 64 and 50), are scored as",
         "`python -m tinyldm.lab.measure.score` does:",
     )
