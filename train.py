@@ -15,6 +15,7 @@ import signal
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -33,7 +34,7 @@ from tinyldm.images import find_images, read_images, to_tensor
 from tinyldm.inversion import TEMPLATES, Batch, Pictures, known_norm, read_templates, templates_for, vectors_of
 from tinyldm.latent_diffusion import Defaults, LatentDiffusion, Learning
 from tinyldm.recipes import RECIPES, Lesson, composed
-from tinyldm.run import PREVIEWS, Follower, Run, folder_for
+from tinyldm.run import PREVIEWS, Follower, Run, folder_for, start_of
 
 # Between the loss and the vectors, gradients of float16 weights are this many times too large: a mean over 65,536
 # latents has gradients of 1e-5 each, and float16 keeps few digits below 6e-5, none below 6e-8.
@@ -102,20 +103,26 @@ def begin_word(
     # The model is frozen. All that learns is the vectors that its text encoder reads for the new word.
     recipe = composed(options.recipe)
     word = recipe.word(model, options.token, first_vectors(model, options), len(images))
+    if (most := len(word.now(1)[word.token])) < word.count:
+        found = f"{word.count} vectors, of which the recipe {options.recipe} learns {most}"
+        raise InputError(f"{found}; try --vectors {most}, or another --recipe")
     captions = recipe.captions(model, options.token, paths, templates or templates_for(model, options.property))
     pictures = Pictures(*encode(model, images), word.captions(captions))
-    model.tokenizer(PREVIEWS[options.property].format(options.token))  # a word that is cut off is an error now
+    for text in dict.fromkeys([*chain(*pictures.captions), PREVIEWS[options.property].format(options.token)]):
+        model.tokenizer(text)  # a word that is cut off is an error now
     if not options.resume:
         options.out = ranks.from_first(lambda: take_folder(options.out, folder_for(options.token)))
 
     lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
-    start = ranks.from_first(lambda: recipe.start(lesson).cpu())
-    word.vectors = start.to(model.device).requires_grad_()
+    start = ranks.from_first(
+        lambda: start_of(options.out, word.vectors) if options.resume else recipe.start(lesson).cpu()
+    )
+    word.vectors = start.to(model.device, copy=True).requires_grad_()
     lr = options.lr * recipe.lr
     optimizer = recipe.optimizer(word.vectors, known_norm(model), lr)  # which may bring them to another length
     first = word.vectors.detach().clone()
     stop, run_class = recipe.stop(lesson, options.steps), Follower if ranks.rank() else Run
-    run = run_class(options, weights_sha256, images, pictures.captions, word, optimizer, stop)
+    run = run_class(options, weights_sha256, images, pictures.captions, word, start, optimizer, stop)
     run.resume() if options.resume else run.start(images)
     return Learner(model, recipe, word, first, pictures, optimizer, lr, run)
 

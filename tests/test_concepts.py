@@ -221,6 +221,14 @@ def test_the_shards_are_all_concepts_each_once(run, concepts):
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
+def test_the_folder_that_is_written_into_is_no_concept_wherever_it_lies(concepts, tmp_path):
+    """It would move the others from one shard to another as soon as it is there."""
+    before = [find_concepts(concepts, concepts / "a" / "out", Shard(number, 2)) for number in (1, 2)]
+    add_concept(concepts / "a" / "out" / "<bolt>", "bolt")
+    assert [find_concepts(concepts, concepts / "a" / "out", Shard(number, 2)) for number in (1, 2)] == before
+    assert [concept.folder.name for (concept,) in before] == ["<bolt>", "heart"]
+
+
 def test_two_shards_may_share_the_folder_that_they_write_into(run, concepts):
     for shard in ("1/2", "2/2"):
         learned = together(run, concepts, "--shard", shard)

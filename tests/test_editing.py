@@ -1,5 +1,7 @@
 """Beginning with a picture: image to image and inside a mask, against diffusers' pipelines, and what masks become."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,14 @@ def test_outside_the_cells_the_latent_ends_as_the_originals(tiny, sampler):
 @pytest.mark.parametrize(("strength", "steps", "skipped"), [(1, 25, 0), (0.8, 25, 5), (0.5, 5, 3), (0.04, 25, 24)])
 def test_strength_is_the_share_of_steps_that_are_taken(strength, steps, skipped):
     assert Source(torch.zeros(1, 3, 8, 8), strength).skipped(steps) == skipped
+
+
+def test_the_strength_that_is_advised_leaves_a_step():
+    for steps in range(1, 1001):
+        with pytest.raises(InputError) as refused:
+            Source(torch.zeros(1, 3, 8, 8), 1e-6).skipped(steps)
+        (advised,) = re.findall(r"at least ([\d.]+),", str(refused.value))
+        assert Source(torch.zeros(1, 3, 8, 8), float(advised)).skipped(steps) == steps - 1, advised
 
 
 def test_a_strength_that_leaves_no_step_is_refused():

@@ -66,6 +66,13 @@ def test_a_file_of_another_size_or_time_is_read_anew(cache, file, content, secon
     assert file_sha256(file) == sha256(content)
 
 
+def test_a_file_that_another_one_of_its_size_and_mtime_replaces_is_read_anew(cache, file, tmp_path):
+    """As `cp -p` and `rsync -t` do."""
+    file_sha256(file)
+    written(tmp_path / "other", b"SOME WEIGHTS", OLD).replace(file)
+    assert file_sha256(file) == sha256(b"SOME WEIGHTS")
+
+
 def test_a_file_that_may_change_within_one_tick_of_the_clock_is_not_remembered(cache, tmp_path):
     (tmp_path / "new").write_bytes(b"just now")
     assert file_sha256(tmp_path / "new") == sha256(b"just now")
@@ -87,23 +94,26 @@ def test_a_link_and_its_target_are_one_file(cache, file, tmp_path, read_once):
         "7",
         "[" * 100_000,
         '{"FILE": 3}',
-        '{"FILE": [12, 1600000000000000000]}',
-        '{"FILE": [12, 1600000000000000000, 7]}',
-        '{"FILE": [12, 1600000000000000000, "beef"]}',
-        '{"FILE": [12.0, 1600000000000000000, "DIGEST"]}',
-        '{"FILE": [12, 1600000000000000000, "DIGEST\\n"]}',
-        '{"FILE": [12, 1600000000000000000, "DIGEST"], "x": ' + "1" * 10_000 + "}",
-        '{"FILE": [12, 1600000000000000000, "DIGEST"], "x": ' + " " * 1_000_000 + "1}",
+        '{"FILE": [12, 1600000000000000000, CTIME]}',
+        '{"FILE": [12, 1600000000000000000, "DIGEST"]}',
+        '{"FILE": [12, 1600000000000000000, CTIME, 7]}',
+        '{"FILE": [12, 1600000000000000000, CTIME, "beef"]}',
+        '{"FILE": [12.0, 1600000000000000000, CTIME, "DIGEST"]}',
+        '{"FILE": [12, 1600000000000000000, CTIME, "DIGEST\\n"]}',
+        '{"FILE": [12, 1600000000000000000, CTIME, "DIGEST"], "x": ' + "1" * 10_000 + "}",
+        '{"FILE": [12, 1600000000000000000, CTIME, "DIGEST"], "x": ' + " " * 1_000_000 + "1}",
         b"\xff\xfe",
     ],
 )
 def test_a_broken_cache_is_not_believed_and_put_right(cache, file, content):
     if isinstance(content, str):
-        content = content.replace("FILE", str(file)).replace("DIGEST", 64 * "0").encode()
+        content = content.replace("FILE", str(file)).replace("DIGEST", 64 * "0")
+        content = content.replace("CTIME", str(file.stat().st_ctime_ns)).encode()
     cache.parent.mkdir(parents=True)
     cache.write_bytes(content)
     assert file_sha256(file) == sha256(b"some weights")
-    assert json.loads(cache.read_text()) == {str(file): [12, OLD * 10**9, sha256(b"some weights")]}
+    entry = [12, OLD * 10**9, file.stat().st_ctime_ns, sha256(b"some weights")]
+    assert json.loads(cache.read_text()) == {str(file): entry}
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(file, tmp_path, monkeypatch):

@@ -94,6 +94,7 @@ def test_words_and_their_tokens(tiny):
         assert ids[tokens] == tiny.tokenizer.encode(word)
     assert words[3][1] == slice(4, 7)
     assert words_of(tiny.tokenizer, "star " * 100)[-1][1].stop == tiny.tokenizer.length - 1
+    assert [word for word, _ in words_of(tiny.tokenizer, "a \ufeff \x07 star")] == ["a", "star"]  # that have tokens
 
 
 def test_the_sheet_has_a_tile_for_the_picture_and_one_for_each_word(tiny):

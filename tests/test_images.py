@@ -250,6 +250,11 @@ def test_fitted_leaves_the_pixels_alone_when_no_resizing_is_needed():
     assert np.array_equal(np.asarray(fitted(Image.fromarray(noise), 32, 32)), noise[:, 7:39])
 
 
+def test_fitted_takes_a_pixel_at_least():
+    for size in ((64, 512), (512, 64)):
+        assert fitted(Image.new("RGB", (3, 3), RED), *size).getcolors() == [(64 * 512, RED)]
+
+
 def test_fitted_averages_what_it_shrinks():
     checks = np.indices((64, 64)).sum(0) % 2 * 255
     grey = np.asarray(fitted(Image.fromarray(checks.astype(np.uint8)).convert("RGB"), 8, 8))

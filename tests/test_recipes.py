@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import train
 from tinyldm import InputError, recipes
 from tinyldm import run as running
-from tinyldm.formats.embeddings import load_embeddings
+from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.images import read_images
 from tinyldm.inversion import Pictures, known_norm, vectors_of
 from tinyldm.lab.world.distribution import pictures_of
@@ -129,6 +129,32 @@ def test_vectors_that_wait_do_not_move_and_are_not_in_the_file(run, tmp_path):
     sizes = [len(load_embeddings(tmp_path / f"outputs/S/embedding-{i:06d}.safetensors")["S*"]) for i in range(1, 11)]
     assert sizes == [1] * 3 + [2] * 4 + [3] * 3
     assert learned(tmp_path).shape == (3, 128)
+
+
+def test_vectors_that_would_never_join_are_refused(run):
+    error = run("train.py", *SHORT, "--recipe", "progressive", "--vectors", 5).error
+    assert "5 vectors, of which the recipe progressive learns 3; try --vectors 3, or another --recipe" in error
+
+
+def test_a_caption_that_a_pictures_token_makes_too_long_is_an_error_before_the_first_step(run, tmp_path):
+    (tmp_path / "long.txt").write_text("a photo of a {}" + " on a red background" * 5 + " with a star beside it\n")
+    assert run("train.py", *SHORT, "--templates", "long.txt", "--steps", 1).status == 0
+    error = run("train.py", *SHORT, "--templates", "long.txt", "--recipe", "per-image", "--out", "new").error
+    assert '"<S* in picture 1>" is cut off' in error and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("recipe", ["regularised", "fixed-norm"])
+def test_a_resumed_run_keeps_the_start_that_it_began_with(run, tmp_path, recipe):
+    """Towards which both are pulled, whatever is in the file of --init by then."""
+    file = tmp_path / "init.safetensors"
+    save_embeddings(file, {"S*": torch.linspace(-1, 1, 128)[None]})
+    words = (*SHORT, "--recipe", recipe, "--init", file, "--out")
+    assert run("train.py", *words, "whole", "--steps", 6).status == 0
+    assert run("train.py", *words, "half", "--steps", 3).status == 0
+    save_embeddings(file, {"S*": torch.linspace(1, -1, 128)[None]})
+    assert run("train.py", *words, "half", "--steps", 6, "--resume").status == 0
+    whole, half = (load_embeddings(tmp_path / name / "embedding.safetensors")["S*"] for name in ("whole", "half"))
+    assert torch.equal(whole, half)
 
 
 def test_a_token_for_each_picture_takes_what_only_that_one_shows(tiny):

@@ -44,7 +44,8 @@ def new_run(*more: str) -> Run:
     options.out = options.out or train.folder_for(options.token)
     word = a_word(torch.full((2, 4), 0.5).requires_grad_())
     optimizer = Adam(word.vectors, 1.0, options.lr)
-    return Run(options, "0" * 64, [plain("grey")], [["a photo of S*"]], word, optimizer, AtTheEnd(None, options.steps))
+    start, stop = torch.full((2, 4), 0.25), AtTheEnd(None, options.steps)
+    return Run(options, "0" * 64, [plain("grey")], [["a photo of S*"]], word, start, optimizer, stop)
 
 
 def a_word(vectors: Tensor) -> Word:
@@ -337,7 +338,7 @@ def test_what_the_digests_are_of():
     word = a_word(torch.zeros(1, 4))
 
     def digests(colour: str, caption: str) -> list[str]:
-        settings = Run(new_run().options, "0" * 64, [plain(colour)], [[caption]], word, None, None).settings
+        settings = Run(new_run().options, "0" * 64, [plain(colour)], [[caption]], word, None, None, None).settings
         return [settings["pictures_sha256"], settings["templates_sha256"]]
 
     pictures, templates = digests("grey", "a S*")

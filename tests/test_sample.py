@@ -335,6 +335,16 @@ def test_between_two_words_eight_pictures_lead_from_the_one_to_the_other(run, tm
     assert Image.open(folder / "0003.png").text["parameters"].startswith("a photo of a red <S*-T* 3/7>\n")
 
 
+def test_between_two_long_words_too(run, tmp_path):
+    """What lies between has a name of both, and a name has 255 characters at most."""
+    one, other = "S" * 150, "T" * 150
+    files = [a_word(tmp_path / f"{like}.safetensors", word, like) for word, like in ((one, "star"), (other, "circle"))]
+    words = ("--prompt", f"a {one}", "--embedding", *files, "--interpolate", one, other, "--num", 2, *FEW)
+    assert run("sample.py", *words).status == 0
+    first, last = (pixels(tmp_path / "outputs" / "samples" / f"000{i}.png") for i in range(2))
+    assert np.abs(first - last).mean() > 1
+
+
 def test_between_two_seeds_the_ends_are_those_seeds_pictures(run, tmp_path):
     outcome = run("sample.py", "--prompt", PROMPT, "--interpolate", 3, 9, "--num", 4, *FEW)
     assert outcome.status == 0

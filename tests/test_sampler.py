@@ -231,6 +231,11 @@ def test_slerp_goes_along_the_arc_in_equal_angles_and_the_length_in_a_line():
         torch.testing.assert_close(slerp(a, b, share), expected)
     third = slerp(a[:1], b[:1], 1 / 3)[0]
     assert torch.atan2(third[1], third[0]).item() == pytest.approx(np.pi / 6)
+    nothing = torch.zeros(2, 2)  # has no direction
+    for ends in ((nothing, b), (b, nothing), (nothing, nothing)):
+        assert slerp(*ends, 0.5).isfinite().all()
+        for share, expected in enumerate(ends):
+            torch.testing.assert_close(slerp(*ends, share), expected)
 
 
 def test_noise_needs_one_generator_per_picture():

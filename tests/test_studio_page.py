@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import EXAMPLES, ROOT, WEIGHTS
+from helpers.public import autoencoder_file, single_file, write_merges
 from PIL import Image, UnidentifiedImageError
+from safetensors.torch import save_file
 
 import sample
 import train
@@ -112,8 +114,9 @@ def test_make_gives_sample_py_its_settings_and_the_words_that_the_prompt_holds(p
     assert (options.prompt, options.seed, options.num, options.steps) == (["a photo of S*"], 5, 3, 12)
     assert (options.guidance, options.sampler) == (4.5, "ddim") and options.attention and options.show_steps
     assert options.embedding == ["outputs/S/embedding.safetensors:S*"]
-    page.make("two S*s, an H*", 5, 3, 12, 4.5, "ddim")  # a word is no part of a longer one
-    assert options_of(page).embedding == ["outputs/H/embedding.safetensors:H*"]
+    for prompt, name in (("two S*s, an XH*", "S"), ("an XS*, an H*", "H")):  # as the tokenizer finds them
+        page.make(prompt, 5, 3, 12, 4.5, "ddim")
+        assert options_of(page).embedding == [f"outputs/{name}/embedding.safetensors:{name}*"]
 
 
 def test_a_prompt_that_looks_like_an_option_is_a_prompt(page):
@@ -213,6 +216,16 @@ def test_a_word_is_told_with_its_norm_and_nearest_words_at_each_save(page):
     assert name == "S" and re.findall(r"norm ([\d.]+)", text) == ["0.566", "1.131"] and text.count("nearest") == 2
 
 
+def test_words_are_told_of_a_checkpoint_whose_autoencoder_is_in_another_file(page, tmp_path):
+    without = {name: tensor for name, tensor in single_file("1.x").items() if not name.startswith("first_stage_model.")}
+    save_file(without, tmp_path / "model.safetensors")
+    save_file(autoencoder_file("1.x"), tmp_path / "vae.safetensors")
+    write_merges(tmp_path)
+    learned("S", "S*")
+    page.checkpoint = open_checkpoint(tmp_path / "model.safetensors", vae=tmp_path / "vae.safetensors")
+    assert "nearest" in page.look("S*")[0]
+
+
 def test_from_one_word_to_another_gives_both_to_sample_py(page):
     learned("S", "S*"), learned("H", "H*")
     page.between("S*", "H*", "a photo of {}", 2)
@@ -269,7 +282,8 @@ def test_a_name_that_is_no_folder_of_ours_shows_nothing(page, tmp_path):
 def test_the_page_is_launched_for_this_computer_alone_and_its_widgets_read_plain_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "ID", [*Image.ID])  # as gradio's import left it: all that Pillow knows
     told = {}
-    launch(SimpleNamespace(queue=lambda **_: None, launch=lambda **options: told.update(options)), "127.0.0.1", 7)
+    page = SimpleNamespace(queue=lambda **_: page, launch=lambda **options: told.update(options))
+    launch(page, "127.0.0.1", 7)
     assert (told["server_name"], told["server_port"], told["share"]) == ("127.0.0.1", 7, False)
     assert told["max_file_size"] and not told["run_history"]
     (middleware,) = told["app_kwargs"]["middleware"]
@@ -280,6 +294,11 @@ def test_the_page_is_launched_for_this_computer_alone_and_its_widgets_read_plain
     for name in ("b.png", "b.jpg", "b.webp", "b.gif", "b.avif"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / name)
         assert Image.open(tmp_path / name).size == (8, 8)
+
+
+def test_a_host_that_gradio_makes_no_address_of_is_refused():
+    with pytest.raises(InputError, match="--host is ::1, expected a name or an IPv4 address"):
+        launch(None, "::1", 7)
 
 
 def test_without_gradio_or_with_no_such_weights_the_command_ends_with_one_line(run, monkeypatch):

@@ -5,6 +5,7 @@ and takes its looks from the prompt (SDEdit, arXiv 2108.01073). With a mask, wha
 Latent Diffusion, arXiv 2206.02779).
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -34,8 +35,11 @@ class Source(NamedTuple):
         """How many of a sampler's steps are left out, those at its beginning. Raises InputError if none is left."""
         taken = int(self.strength * steps)
         if taken < 1:
-            found = f"a strength of {self.strength:g} leaves none of {steps} steps"
-            raise InputError(f"{found}, expected at least one; give at least {1 / steps:.2g}, or more steps")
+            found, enough = (
+                f"a strength of {self.strength:g} leaves none of {steps} steps",
+                math.ceil(1e3 / steps) / 1e3,
+            )
+            raise InputError(f"{found}, expected at least one; give at least {enough:g}, or more steps")
         return steps - taken
 
 

@@ -71,7 +71,8 @@ def words_of(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, slice]]:
     for piece in tokenizer.split_placeholders(prompt):
         for word in [piece] if piece in tokenizer.placeholders else piece.split():
             words.append((word, slice(first, first := first + len(tokenizer.encode(word)))))
-    return [(word, tokens) for word, tokens in words if tokens.stop < tokenizer.length]  # the rest was cut off
+    # What lies behind them was cut off; of a word of invisible characters there are none.
+    return [(word, tokens) for word, tokens in words if tokens.start < tokens.stop < tokenizer.length]
 
 
 def heat_sheet(image: Image.Image, prompt: str, maps: Tensor, tokenizer: Tokenizer) -> Image.Image:

@@ -115,7 +115,7 @@ def read_images(folder: str | Path, size: int | None = None) -> list[tuple[Path,
 def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
     """The largest part in the middle of this shape, resized to width x height pixels (Lanczos, antialiased)."""
     scale = min(image.width / width, image.height / height)
-    part = round(scale * width), round(scale * height)
+    part = max(1, round(scale * width)), max(1, round(scale * height))
     left, top = (image.width - part[0]) // 2, (image.height - part[1]) // 2
     part = image.crop((left, top, left + part[0], top + part[1]))
     return part.resize((width, height), Image.Resampling.LANCZOS)

@@ -34,7 +34,8 @@ def prompts_between(
         if start not in of_prompt:
             raise InputError(f'the prompt "{prompt}" is without {start}, expected it there; add it')
     last = count - 1
-    between = {f"<{start}-{end} {i}/{last}>": slerp(words[start], words[end], i / last) for i in range(count)}
+    ends = f"{start[:99]}-{end[:99]}"  # the tokenizer takes no names of more than 255 characters
+    between = {f"<{ends} {i}/{last}>": slerp(words[start], words[end], i / last) for i in range(count)}
     add_words(model, between)
     words |= between
     return ["".join(new if piece == start else piece for piece in of_prompt) for of_prompt in pieces for new in between]

@@ -40,7 +40,7 @@ PREVIEW_SEEDS = range(5)  # one picture each, in every row of preview.png
 # Options that may change between a run and its --resume: how far and where, not what is learned.
 FREE_TO_CHANGE = {"steps", "preview_every", "save_every", "device", "resume", "out", "low_memory"}
 OF_MANY_WORDS = {"concepts", "shard", "together"}  # options that say nothing of one word
-MAX_SETTINGS_BYTES, MAX_STATE_BYTES, MAX_LOG_BYTES = 10**5, 10**7, 10**8  # of the files that --resume reads
+MAX_SETTINGS_BYTES, MAX_STATE_BYTES, MAX_LOG_BYTES = 10**5, 10**8, 10**8  # of the files that --resume reads
 START_ANEW = "to start anew, leave out --resume and choose a new --out"
 LOG_LINE = "{},{:.6f},{:.4f}\n"  # of loss.csv: step, loss and mean norm of the vectors
 NUMBER = r'"?(\d+(?:[.,]\d+)?(?:E[-+]\d+)?)"?'
@@ -57,11 +57,12 @@ class Run:
         images: list[Image.Image],  # the training pictures
         captions: list[list[str]],  # of each of them
         word: Word,  # that learns
+        start: Tensor,  # its vectors as the recipe began them
         optimizer: Adam | OnSphere,  # of its vectors alone
         stop: AtTheEnd,
     ):
         self.options, self.word, self.optimizer, self.stop = options, word, optimizer, stop
-        self.vectors = word.vectors
+        self.vectors, self.began = word.vectors, start
         self.folder: Path = options.out
         self.file = self.folder / "embedding.safetensors"
         own = {name: value for name, value in vars(options).items() if name not in OF_MANY_WORDS}
@@ -266,6 +267,7 @@ class Run:
         vectors = self.vectors.detach().cpu()
         return {
             "vectors": vectors,
+            "start": self.began,
             **{name: tensor.cpu() for name, tensor in self.optimizer.state.items()},
             "generator": self.generator.get_state(),
             "done": torch.tensor(self.done),
@@ -337,6 +339,18 @@ def clear_unsaved(folder: Path) -> None:
         shutil.rmtree(folder / "previews", ignore_errors=True)
         for name in written - {"previews"}:
             (folder / name).unlink(missing_ok=True)
+
+
+def start_of(folder: Path, otherwise: Tensor) -> Tensor:
+    """The vectors that the run in the folder began with; others of that shape, if there are none, as resume() will say.
+
+    Not what its recipe would begin with now: the file of --init may be another one, and a search end elsewhere.
+    """
+    with suppress(OSError, InputError, SafetensorError, KeyError):
+        start = load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))["start"]
+        if start.dtype == otherwise.dtype and start.shape == otherwise.shape:
+            return start
+    return otherwise.cpu()
 
 
 def read_settings(folder: Path) -> dict[str, object]:

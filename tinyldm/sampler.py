@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinyldm.schedule import NoiseSchedule
@@ -101,9 +102,9 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     On the straight line between two noises there is less noise than the model knows: half-way its variance is 1/2.
     """
     norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
-    cosine = (a * b).sum(dim=-1, keepdim=True) / (norm_a * norm_b)
-    angle = cosine.clamp(-1, 1).acos()
-    direction = (((1 - share) * angle).sin() * a / norm_a + (share * angle).sin() * b / norm_b) / angle.sin()
+    to_a, to_b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)  # of a vector of length 0: itself
+    angle = (to_a * to_b).sum(dim=-1, keepdim=True).clamp(-1, 1).acos()
+    direction = (((1 - share) * angle).sin() * to_a + (share * angle).sin() * to_b) / angle.sin()
     # Along a very short arc the straight line is as good, and divides by nothing.
     return torch.where(angle < 1e-3, torch.lerp(a, b, share), direction * torch.lerp(norm_a, norm_b, share))
 

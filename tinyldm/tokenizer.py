@@ -76,6 +76,17 @@ def merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(merged)
 
 
+def pattern_of(token: str) -> str:
+    """What finds a placeholder in a text, but not inside a longer word.
+
+    As with \\b, an edge of it that is a letter, digit or underscore must not touch another one; any other edge is a
+    boundary itself. So "S*" is found in "two S*s", but not in "XS*"; "cat-toy" not in "cat-toys".
+    """
+    before = r"(?<!\w)" if regex.match(r"\w", token[0]) else ""
+    after = r"(?!\w)" if regex.match(r"\w", token[-1]) else ""
+    return before + regex.escape(token) + after
+
+
 def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
     """Learn at most `count` merges, fewer if every word of the captions is one token before that.
 
@@ -197,19 +208,10 @@ class Tokenizer:
         return kept
 
     def split_placeholders(self, text: str) -> list[str]:
-        """Cut the text before and after each placeholder: longest first, and never inside a longer word.
-
-        As with \\b, an edge of the token that is a letter, digit or underscore must not touch another one; any other
-        edge is a boundary itself. So "S*" is found in "two S*s", but not in "XS*"; "cat-toy" not in "cat-toys".
-        """
+        """Cut the text before and after each placeholder: longest first, and never inside a longer word."""
         if not self.placeholders:
             return [text]
-        patterns = [
-            (r"(?<!\w)" if regex.match(r"\w", token[0]) else "")
-            + regex.escape(token)
-            + (r"(?!\w)" if regex.match(r"\w", token[-1]) else "")
-            for token in sorted(self.placeholders, key=len, reverse=True)
-        ]
+        patterns = map(pattern_of, sorted(self.placeholders, key=len, reverse=True))
         return regex.split(f"({'|'.join(patterns)})", text)
 
     def encode_plain(self, text: str) -> list[int]:

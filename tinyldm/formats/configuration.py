@@ -14,14 +14,14 @@ from tinyldm.schedule import KINDS, PREDICTIONS
 
 T = TypeVar("T")
 
-LEAST_ENTRIES, MOST_ENTRIES = {str: 0, int: 1, bool: 1}, 100  # of a list; those of numbers have one a level
+LEAST_ENTRIES, MOST_ENTRIES = {str: 0, int: 1, bool: 1}, {str: 100, int: 10, bool: 10}  # of a list
 USUAL = {int: (1, 1_000_000), float: (1e-12, 1e6)}  # least and most of a number
 LIMITS = {  # of those that have limits of their own
     "layers": (1, 100),
     "num_hidden_layers": (1, 100),  # here and below, what diffusers and transformers call the same
     "skip_last": (0, 99),
-    "blocks": (1, 100),
-    "layers_per_block": (1, 100),
+    "blocks": (1, 10),
+    "layers_per_block": (1, 10),
     "steps": (1, 100_000),
     "num_train_timesteps": (1, 100_000),
     "length": (3, 10_000),  # start, a token, end
@@ -79,7 +79,7 @@ def fits(hint: object, value: object, name: str) -> bool:
     parts = get_args(hint)
     if get_origin(hint) is tuple:
         least = LEAST_ENTRIES[parts[0]]
-        has_room = isinstance(value, list) and least <= len(value) <= MOST_ENTRIES
+        has_room = isinstance(value, list) and least <= len(value) <= MOST_ENTRIES[parts[0]]
         return has_room and all(fits(parts[0], v, name) for v in value)
     if parts:
         return any(fits(part, value, name) for part in parts)
@@ -94,7 +94,7 @@ def expected(hint: object, name: str) -> str:
     """What fits, in words."""
     parts = get_args(hint)
     if get_origin(hint) is tuple:
-        return f"a list of {LEAST_ENTRIES[parts[0]]} to {MOST_ENTRIES}, each {expected(parts[0], name)}"
+        return f"a list of {LEAST_ENTRIES[parts[0]]} to {MOST_ENTRIES[parts[0]]}, each {expected(parts[0], name)}"
     if parts:
         return " or ".join(expected(part, name) for part in parts)
     if hint in (int, float):

@@ -16,7 +16,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from tinyldm import InputError, cli
 from tinyldm.files import check_is_file, write_atomically
 from tinyldm.formats.embedding_layouts import FORMATS, NO_WORDS, read_content, words_of
 from tinyldm.formats.recognise import MAX_VECTORS
+
+if TYPE_CHECKING:
+    from tinyldm.formats.parts import Checkpoint
 
 # A .bin that diffusers wrote after training on a CPU drags the whole table of words along, 202 MB in SD 2.x.
 MAX_FILE_BYTES = 256 * 2**20
@@ -164,8 +167,10 @@ def main(arguments: list[str]) -> int:
     if options.to:
         convert(options.files, options.to, options.out)
         return 0
+    from tinyldm.formats.checkpoint import open_checkpoint  # here, because to convert a file no model is needed
+
     weights = options.weights or (cli.TINY if cli.TINY.exists() else None)
-    vocabulary = read_vocabulary(weights) if weights else None
+    vocabulary = read_vocabulary(open_checkpoint(weights)) if weights else None
     for file in options.files:
         words = load_embeddings(file, width=vocabulary.table.shape[1] if options.weights else None)
         print("\n".join(map(cli.printable, described(file, words, vocabulary))))
@@ -202,12 +207,11 @@ def advice_for_diffusers(word: str, vectors: Tensor) -> str | None:
     return f'{lost}; there, load_textual_inversion(FILE, token="{lower}") and type {lower}'
 
 
-def read_vocabulary(weights: Path) -> Vocabulary:
+def read_vocabulary(checkpoint: "Checkpoint") -> Vocabulary:
     """What the text encoder of a checkpoint reads for each word it knows."""
-    from tinyldm.formats.checkpoint import load_checkpoint  # here, because to read a file no model is needed
-    from tinyldm.inversion import known_norm
+    from tinyldm.inversion import known_norm  # here, because to read a file no model is needed
 
-    model = load_checkpoint(weights)
+    model = checkpoint.load()
     words = [model.tokenizer.decode([i]) or symbol for i, symbol in enumerate(model.tokenizer.symbols)]
     table = model.text_encoder.table[: len(words)].float()  # diffusers may have added rows
     return Vocabulary(table, words, known_norm(model))

@@ -1,7 +1,8 @@
 """SHA-256 of large files, remembered from one run to the next: 4 GB take seconds to hash, and seldom change.
 
-What is remembered lies in ~/.cache/tinyldm/sha256.json, or under $XDG_CACHE_HOME: {path: [bytes, mtime_ns, sha256]}.
-It only saves time. A broken entry is not believed, and where the file can't be read or written, files are hashed again.
+What is remembered lies in ~/.cache/tinyldm/sha256.json, or under $XDG_CACHE_HOME: {path: [bytes, mtime_ns, ctime_ns,
+sha256]}. It only saves time. A broken entry is not believed, and where the file can't be read or written, files are
+hashed again.
 """
 
 import hashlib
@@ -18,19 +19,23 @@ MAX_ENTRIES = 1000
 MAX_CACHE_BYTES = 1_000_000
 SETTLED = 2_000_000_000  # ns: a file may change twice within one tick of the clock that its mtime is taken from
 
-Entry = tuple[int, int, str]  # size in bytes, mtime in ns, SHA-256 in hexadecimal
+Entry = tuple[int, int, int, str]  # size in bytes, mtime and ctime in ns, SHA-256 in hexadecimal
 
 
 def file_sha256(path: Path) -> str:
-    """In hexadecimal, 64 digits. The file is not read if it has the size and the mtime that it had last time."""
+    """In hexadecimal, 64 digits. The file is not read if it has the size and the times that it had last time.
+
+    Its ctime, too: a copy may keep the mtime, as `cp -p` does.
+    """
     name, before = str(path.resolve()), path.stat()
-    size, changed, digest = remembered().get(name, (-1, -1, ""))
-    if (size, changed) == (before.st_size, before.st_mtime_ns):
+    seen = before.st_size, before.st_mtime_ns, before.st_ctime_ns
+    *known, digest = remembered().get(name, ("",))
+    if tuple(known) == seen:
         return digest
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time_ns() - before.st_mtime_ns > SETTLED:
-        remember(name, (before.st_size, before.st_mtime_ns, digest))
+        remember(name, (*seen, digest))
     return digest
 
 
@@ -53,8 +58,8 @@ def remembered() -> dict[str, Entry]:
 def is_entry(entry: object) -> bool:
     return (
         isinstance(entry, list)
-        and [type(value) for value in entry] == [int, int, str]
-        and re.fullmatch("[0-9a-f]{64}", entry[2]) is not None
+        and [type(value) for value in entry] == [int, int, int, str]
+        and re.fullmatch("[0-9a-f]{64}", entry[3]) is not None
     )
 
 

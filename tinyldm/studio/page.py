@@ -21,14 +21,15 @@ from tinyldm.images import RASTER_FORMATS, SUFFIXES, as_rgb, enlarged, read_imag
 from tinyldm.run import folder_for
 from tinyldm.sampler import SAMPLERS
 from tinyldm.studio.commands import OUTPUTS, Commands
+from tinyldm.tokenizer import pattern_of
 
 CANVAS = 512  # pixels, at least, of a picture that is painted on
 PICTURES = "[0-9][0-9][0-9][0-9].png"  # of sample.py
 FORM = ("prompt", "seed", "num", "steps", "guidance", "sampler")
 PRIVATE = {"share": False, "ssr_mode": False, "run_history": False, "max_file_size": "32mb"}
-PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_lock": True}
 CSS = """.gallery-container:has(.preview) { min-height: 420px } .gallery-container img { image-rendering: pixelated }
 .grid-container { grid-auto-rows: auto } .grid-container * { aspect-ratio: auto; height: auto; object-fit: contain }"""
+PLAIN = {"quiet": True, "footer_links": [], "show_error": True, "prevent_thread_lock": True, "css": CSS}
 LOOK = {"interactive": False, "buttons": ["download", "fullscreen"]}
 LATER = {"variant": "primary", "interactive": False}  # until the page has its menu, which would hide what it begins
 PAINT = {"type": "pil", "sources": (), "transforms": (), "layers": False, "canvas_size": (CANVAS, CANVAS)}
@@ -73,8 +74,7 @@ class Page:
     def draw(self, given: dict[str, object], *more: str) -> Path:
         """Begin sample.py with the learned words that are named. -> its folder"""
         folder, texts = new_folder(OUTPUTS / "samples"), "\n".join([str(given["prompt"]), *more])
-        learned = self.commands.words().items()
-        used = [f"--embedding={file}:{w}" for w, file in learned if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", texts)]
+        used = [f"--embedding={f}:{w}" for w, f in self.commands.words().items() if re.search(pattern_of(w), texts)]
         return self.commands.begin("sample.py", folder, self.usual | given, "--attention", "--show-steps", *used, *more)
 
     def make(self, *form: object) -> dict:
@@ -129,9 +129,8 @@ class Page:
         """Norm and nearest known words of a word at each of its saves, and its folder."""
         folder = self.commands.words()[word].parent
         files = {file.stem: load_embeddings(file) for file in sorted(folder.glob("embedding*.safetensors"))}
-        known = read_vocabulary(self.checkpoint.path)
-        lines = [line for name, words in files.items() for line in described(name, words, known)]
-        return ["\n".join(lines), folder.name]
+        known = read_vocabulary(self.checkpoint)
+        return ["\n".join(line for name, words in files.items() for line in described(name, words, known)), folder.name]
 
     def between(self, start: str, end: str, prompt: str, seed: int) -> dict:
         """Pictures on the way from one word to another."""
@@ -256,10 +255,11 @@ def build(do: Page) -> gr.Blocks:
 
 def launch(page: gr.Blocks, host: str, port: int) -> None:
     """Show it to whoever reaches the host's address, and go on."""
+    if ":" in host:  # gradio makes no address of it
+        raise InputError(f"--host is {host}, expected a name or an IPv4 address; try --host 127.0.0.1")
     Image.ID[:] = [name for name in Image.ID if name in RASTER_FORMATS]  # the page's own widgets open pictures too
-    page.queue(default_concurrency_limit=None)  # the commands have queues of their own, which are seen
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # its own would be fetched
     # Another site's page in the same browser can give this address a name of its own; such a name is not answered.
-    names = [host, "localhost"] if host not in ("0.0.0.0", "::") else ["*"]
-    own = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
-    page.launch(server_name=host, server_port=port, theme=theme, css=CSS, app_kwargs=own, **PRIVATE, **PLAIN)
+    own = [Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if host == "0.0.0.0" else [host, "localhost"])]
+    page = page.queue(default_concurrency_limit=None)  # the commands have queues of their own, which are seen
+    page.launch(server_name=host, server_port=port, theme=theme, app_kwargs={"middleware": own}, **PRIVATE, **PLAIN)
