@@ -11,6 +11,7 @@ from tinyldm import InputError
 from tinyldm.lab.paper.page import Page, in_short, write_page
 from tinyldm.lab.paper.plots import new_figure, points_of
 from tinyldm.lab.paper.table import table_of
+from tinyldm.latent_diffusion import Learning
 
 CONCEPTS = ("purple star", "yellow bolt", "face")
 REFERENCES = {
@@ -28,6 +29,7 @@ def curve(recipe, concept, steps=(50, 150)):
     return {"recipe": recipe, "concept": concept, "points": [line(recipe, concept, 0.4, steps=done) for done in steps]}
 
 
+USUAL = Learning("thing", "falling", 7), Learning("art", "paper", 9)
 CELLS = [
     *(
         learned("paper", concept, value, seed=seed)
@@ -45,7 +47,7 @@ CURVES = [curve("falling", "face"), curve("falling", "yellow bolt")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("page")
-    write_page(Page(CELLS, CURVES, ("low-variance,falling", "paper"), "reporting"), out)
+    write_page(Page(CELLS, CURVES, USUAL, "reporting"), out)
     return out
 
 
@@ -62,7 +64,7 @@ def test_the_page_says_which_recipe_to_use_and_why(page):
     assert (
         "2 seeds" in text
         and "whose recipe" not in text
-        and "own recipe, `low-variance,falling` for an object and `paper` for a style" in text
+        and "without any options: an object in 7 steps of `falling`, and a style in 9 steps of `paper`." in text
     )
 
 
@@ -132,14 +134,14 @@ def test_pictures_that_are_shown_are_there_and_no_line_is_too_long(page, folder)
 def test_without_curves_strips_or_the_papers_own_recipe_their_parts_are_left_out(tmp_path):
     cells = [cell for cell in CELLS if cell["recipe"] in ("falling", "2-word", "untrained")]
     (tmp_path / "strips.png").write_bytes(b"")
-    write_page(Page(cells, [], ("falling", "falling"), "choosing"), tmp_path)
+    write_page(Page(cells, [], USUAL, "choosing"), tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "Against the paper" not in text and "curves.png" not in text and "](strips.png)" in text
     assert "there to choose settings by" in " ".join(text.split())
 
 
 def test_a_recipe_with_fewer_concepts_says_so(tmp_path):
-    write_page(Page([*CELLS, learned("pairs", "face", 0.99)], [], ("falling", "falling"), "reporting"), tmp_path)
+    write_page(Page([*CELLS, learned("pairs", "face", 0.99)], [], USUAL, "reporting"), tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| `pairs` (1 of 3 concepts) |" in text and "right with `falling`" in " ".join(text.split())
 
@@ -160,7 +162,7 @@ def test_without_matplotlib_it_says_how_to_get_it(monkeypatch):
 
 
 def test_a_page_of_a_table_that_is_not_finished_says_so(page, tmp_path):
-    write_page(Page(CELLS, [], ("falling", "falling"), "reporting", missing=7), tmp_path)
+    write_page(Page(CELLS, [], USUAL, "reporting", missing=7), tmp_path)
     text = " ".join((tmp_path / "README.md").read_text().split())
     assert "**7 words are still to be learned and scored**; the same command goes on." in text
     assert "still to be learned" not in page

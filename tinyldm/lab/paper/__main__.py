@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
         if not any(line["recipe"] not in (UNTRAINED, PLAIN) for line in lines):
             raise InputError(f"{file.path} has no cell of these weights; leave out --page to measure some")
         draw_strips(learned_recipes(table_of(lines)), asked, place, options.out / "strips.png")
-    usual = model.defaults.object.recipe, model.defaults.style.recipe
+    usual = model.defaults.object, model.defaults.style
     missing = len(open_cells(cells_for(options, asked), file, digests))
     write_page(Page(lines, valid(curve=True), usual, options.concepts, missing), options.out)
     print(f"written: {cli.printable(options.out / 'README.md')}")

@@ -29,11 +29,7 @@ from tinyldm.recipes import RECIPES
 TOKEN = "S*"
 PROTOCOL = ("--steps", "150", "--batch", "16", "--lr", "0.01")
 PAPER, DEFAULT = "paper", "default"
-COMPOSITIONS = (
-    "auto-start,low-variance,falling",
-    "fixed-norm,falling,low-variance",
-    "low-variance,falling --steps 100",
-)
+COMPOSITIONS = ("auto-start,low-variance,falling", "fixed-norm,falling,low-variance", "low-variance,falling")
 COMPARED = (*RECIPES, DEFAULT, *COMPOSITIONS)
 SAVES = 10  # of the vectors while they are learned
 

@@ -14,6 +14,7 @@ from tinyldm.lab.paper.lessons import DEFAULT, PAPER, PROTOCOL
 from tinyldm.lab.paper.plots import NAMES, curves, norms, points_of, scatter
 from tinyldm.lab.paper.table import REFERENCES, RIGHT, Estimate, Table, complete_recipes, difference, mean, table_of
 from tinyldm.lab.paper.table import learned_recipes as learned
+from tinyldm.latent_diffusion import Learning
 
 MEASURES = (RIGHT, "reconstruction", "editability")
 CHECKS = {  # as table.py calls them -> as the page does
@@ -37,7 +38,7 @@ class Page(NamedTuple):
 
     cells: list[dict]  # lines that are no curves
     curves: list[dict]  # and those that are
-    defaults: tuple[str, str]  # the recipes of train.py's default, for an object and for a style
+    defaults: tuple[Learning, Learning]  # train.py's, for an object and for a style
     name: str  # of the set of concepts
     missing: int = 0  # cells that are still to be measured
 
@@ -113,8 +114,8 @@ def protocol(page: Page) -> str:
         chosen[page.name],
         f"A word is learned from five pictures by `train.py --recipe … {' '.join(PROTOCOL)}`,",
         f"with {seeds} seed{'s' * (seeds > 1)}.",
-        f"`{DEFAULT}` is `train.py` without any options: the checkpoint's own recipe,",
-        f"`{page.defaults[0]}` for an object and `{page.defaults[1]}` for a style.",
+        f"`{DEFAULT}` is `train.py` without any options:",
+        "{}, and {}.".format(*map(in_words, page.defaults, ("an object", "a style"))),
         "`captions` is told the truth about each picture, its background or its noun; all others have the templates.",
         f"Pictures of the word, {NUM} a prompt in {STEPS} steps of DDIM (in the paper 64 and 50), are scored as",
         "`python -m tinyldm.lab.measure.score` does:",
@@ -133,6 +134,10 @@ def protocol(page: Page) -> str:
     )
     kinds_list = bullets(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
     return "\n\n".join(["## What was done", kinds_list, learning, bullets(scores), intervals])
+
+
+def in_words(usual: Learning, subject: str) -> str:
+    return f"{subject} in {usual.steps} steps of `{usual.recipe}`"
 
 
 def found(table: Table) -> str:

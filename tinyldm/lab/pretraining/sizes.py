@@ -31,8 +31,8 @@ DEFAULTS = Defaults(
     sampler="ddim",
     sampler_steps=25,
     guidance=4.5,
-    object=Learning("thing", steps=150, lr=0.01),  # what captions may call anything
-    style=Learning("painting", recipe="low-variance", steps=150, lr=0.01),  # at a rate that does not fall
+    object=Learning("thing", recipe="low-variance", steps=75, lr=0.01),  # what captions may call anything
+    style=Learning("painting", recipe="low-variance", steps=150, lr=0.01),
     batch=16,
     save_every=50,
     taken_literally=(*VIEWS, "small", "large"),
