@@ -1,6 +1,6 @@
 """Section 5 of the paper (arXiv 2208.01618) in the tiny world: ways to learn a word, compared on many concepts.
 
-    python -m tinyldm.lab.paper                                      the whole table: about six hours on two cores
+    python -m tinyldm.lab.paper                                      the whole table: six to ten hours on two cores
     python -m tinyldm.lab.paper --quick --out outputs/paper          a look: about ten minutes
     python -m tinyldm.lab.paper --only paper "falling --steps 60"    these recipes, with options of train.py behind them
     python -m tinyldm.lab.paper --concepts choosing                  eight other concepts, to try settings on
