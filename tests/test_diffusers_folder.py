@@ -214,7 +214,7 @@ WRONG_TYPES = [
         (
             "unet/config.json",
             {"layers_per_block": 10**9},
-            "layers_per_block is 1000000000, expected a whole number from 1 to 100",
+            "layers_per_block is 1000000000, expected a whole number from 1 to 10",
         ),
         (
             "text_encoder/config.json",

@@ -156,7 +156,7 @@ def test_the_learning_rate_falls_in_a_straight_line_to_zero(run, tmp_path, monke
         log(self, loss)
 
     monkeypatch.setattr(running.Run, "log", noting_log)
-    run("train.py", "--images", HEART, *SHORT, "--lr", "1e-3", "--out", tmp_path / "o")
+    run("train.py", "--images", HEART, *SHORT, "--recipe", "falling", "--lr", "1e-3", "--out", tmp_path / "o")
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
