@@ -114,9 +114,8 @@ def begin_word(
         options.out = ranks.from_first(lambda: take_folder(options.out, folder_for(options.token)))
 
     lesson = Lesson(model, word, pictures, options.batch, partial(inversion_loss, model), loss_scale)
-    start = ranks.from_first(
-        lambda: start_of(options.out, word.vectors) if options.resume else recipe.start(lesson).cpu()
-    )
+    kept = start_of(options.out, word.vectors) if options.resume else None
+    start = ranks.from_first(lambda: recipe.start(lesson).cpu() if kept is None else kept)
     word.vectors = start.to(model.device, copy=True).requires_grad_()
     lr = options.lr * recipe.lr
     optimizer = recipe.optimizer(word.vectors, known_norm(model), lr)  # which may bring them to another length

@@ -77,9 +77,9 @@ def test_a_shell_passes_on_the_words_of_a_command(shell_words, word):
 # ---- The door
 
 
-def door(monkeypatch, main, *arguments):
+def door(monkeypatch, main, *arguments, script="train.py"):
     """The status with which cli.run ends."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     return stop.value.code
@@ -106,6 +106,12 @@ def test_no_memory_is_one_line_that_says_what_to_make_smaller(monkeypatch, capsy
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: not enough memory")
     assert line.endswith("make the pictures smaller, or fewer at once, or add --low-memory")
+
+
+def test_an_option_is_not_advised_where_it_is_given_or_unknown(monkeypatch, capsys):
+    for typed in ({"script": "sample.py"}, {"script": "train.py"}):
+        assert door(monkeypatch, lambda _: bytes(2**60), "--low-memory", **typed) == 2
+        assert capsys.readouterr().err.endswith("or fewer at once\n")
 
 
 def test_another_error_of_torch_keeps_its_traceback(monkeypatch):

@@ -13,7 +13,7 @@ from tinyldm import concepts as concepts_module
 from tinyldm.concepts import Shard, find_concepts, parse_shard
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
 from tinyldm.recipes import WhenFlat
-from tinyldm.run import Run
+from tinyldm.run import Run, is_done
 
 QUICK = ["--batch", "2", "--steps", "4", "--save-every", "2", "--preview-every", "100"]
 
@@ -195,6 +195,7 @@ def test_a_word_that_stopped_early_is_done(run, concepts, monkeypatch):
     goes_on = together(run, concepts, "--recipe", "early-stop", "--resume")
     assert goes_on.status == 0 and goes_on.out == "2 of 2 words are learned, in out\n"
     assert state.stat().st_mtime_ns == written and load_file(state)["done"] == 3
+    assert is_done(state.parent, 4) and not is_done(state.parent, 5)  # by its rule, more steps may need more of them
 
 
 def test_a_wrong_start_is_one_error_and_not_one_for_each_word(run, concepts):
@@ -227,6 +228,8 @@ def test_the_folder_that_is_written_into_is_no_concept_wherever_it_lies(concepts
     add_concept(concepts / "a" / "out" / "<bolt>", "bolt")
     assert [find_concepts(concepts, concepts / "a" / "out", Shard(number, 2)) for number in (1, 2)] == before
     assert [concept.folder.name for (concept,) in before] == ["<bolt>", "heart"]
+    with pytest.raises(InputError, match=r"--out is .*, in .*heart, where pictures are; choose another --out"):
+        find_concepts(concepts, concepts / "heart" / "out", None)
 
 
 def test_two_shards_may_share_the_folder_that_they_write_into(run, concepts):

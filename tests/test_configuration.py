@@ -106,10 +106,10 @@ def test_values_that_do_not_go_together_are_refused(section, values, message):
         ("unet", {"head_width": 1000}, "its configuration is not one of ours"),
         ("unet", {"attention": []}, "unet.attention is [], expected a list of 1 to 10, each true or false"),
         ("unet", {"attention": [True]}, "expected one of each a level"),
-        ("autoencoder", {"channels": []}, "autoencoder.channels is [], expected a list of 1 to 10"),
+        ("autoencoder", {"channels": []}, "autoencoder.channels is [], expected a list of 1 to 10, each"),
         ("unet", {"norm_groups": 7}, "its configuration is not one of ours"),
-        ("unet", {"blocks": 11}, "unet.blocks is 11, expected a whole number from 1 to 10"),
-        ("autoencoder", {"channels": [32] * 11}, ", expected a list of 1 to 10"),
+        ("unet", {"blocks": 11}, "unet.blocks is 11, expected a whole number from 1 to 10)"),
+        ("autoencoder", {"channels": [32] * 11}, ", expected a list of 1 to 10, each"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused_before_a_weight_is_read(section, values, message):

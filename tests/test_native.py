@@ -127,7 +127,7 @@ def test_merges_of_another_vocabulary_are_an_error(damaged):
         ),
         (
             lambda config: config["unet"].update(channels=[32] * 1000),
-            "unet.channels is .* expected a list of 1 to 10",
+            r"unet.channels is .* expected a list of 1 to 10\b",
         ),
         (
             lambda config: config["schedule"].update(steps=10**12),

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import EXAMPLES
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 from tinyldm import InputError, recipes
@@ -152,6 +152,18 @@ def test_a_resumed_run_keeps_the_start_that_it_began_with(run, tmp_path, recipe)
     assert run("train.py", *words, "whole", "--steps", 6).status == 0
     assert run("train.py", *words, "half", "--steps", 3).status == 0
     save_embeddings(file, {"S*": torch.linspace(1, -1, 128)[None]})
+    assert run("train.py", *words, "half", "--steps", 6, "--resume").status == 0
+    whole, half = (load_embeddings(tmp_path / name / "embedding.safetensors")["S*"] for name in ("whole", "half"))
+    assert torch.equal(whole, half)
+
+
+def test_a_run_that_did_not_keep_its_start_begins_as_its_recipe_says_when_it_is_resumed(run, tmp_path):
+    """As those of before it was kept."""
+    words = (*SHORT, "--recipe", "regularised,2-word", "--out")
+    assert run("train.py", *words, "whole", "--steps", 6).status == 0
+    assert run("train.py", *words, "half", "--steps", 3).status == 0
+    state = load_file(tmp_path / "half" / "resume.safetensors")
+    save_file({name: state[name] for name in state if name != "start"}, tmp_path / "half" / "resume.safetensors")
     assert run("train.py", *words, "half", "--steps", 6, "--resume").status == 0
     whole, half = (load_embeddings(tmp_path / name / "embedding.safetensors")["S*"] for name in ("whole", "half"))
     assert torch.equal(whole, half)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from tinyldm import InputError, cli
 from tinyldm.files import check_unused, read_lines, release_folder
+from tinyldm.images import SUFFIXES
 from tinyldm.inversion import Batch, Pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.recipes import Adam, OnSphere, Recipe, Word
@@ -66,13 +67,16 @@ class Concept(NamedTuple):
 def find_concepts(folder: Path, out: Path, shard: Shard | None) -> list[Concept]:
     """Those of the shard, or all, sorted by name: of n shards the first has the concepts 1, n + 1, 2n + 1, …
 
-    Hidden folders are none, nor is the one that out is in. Raises InputError if there is no concept in the folder.
+    Hidden folders are none, nor is the one that out is in. Raises InputError if there is no concept in the folder, or
+    if out is in one.
     """
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}; give one with a folder of pictures for each word in it")
     here, there = folder.resolve(), out.resolve()
     written = there.relative_to(here).parts[0] if here in there.parents else None  # it would move the shards about
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if written in names and any(path.suffix.lower() in SUFFIXES for path in (folder / written).iterdir()):
+        raise InputError(f"--out is {out}, in {folder / written}, where pictures are; choose another --out")
     folders = [folder / name for name in names if name != written]
     if not folders:
         raise InputError(f"no folder in {folder}, expected one with pictures for each word; or try --images {folder}")

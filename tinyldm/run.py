@@ -3,7 +3,8 @@
     embedding.safetensors, embedding-000100.safetensors, …    the word, now and after so many steps
     preview.png, previews/                                    pictures with the word as it is being learned
     loss.csv, settings.json                                   what happened, and with which options
-    resume.safetensors                                        the vectors, the optimiser's moments, the generator
+    resume.safetensors                                        the vectors now and as they began, the optimiser's
+                                                              moments, the generator
 
 A file is replaced whole or not at all; loss.csv grows by a line a step.
 """
@@ -260,14 +261,14 @@ class Run:
 
     def save_state(self) -> None:
         with write_atomically(self.folder / "resume.safetensors") as temporary:
-            save_file(self.state() | {"enough": torch.tensor(bool(self.enough))}, temporary)
+            enough_of = self.options.steps if self.enough else 0  # the steps that its recipe did not need all of
+            save_file(self.state() | {"start": self.began, "enough_of": torch.tensor(enough_of)}, temporary)
 
     def state(self) -> dict[str, Tensor]:
         """What --resume needs."""
         vectors = self.vectors.detach().cpu()
         return {
             "vectors": vectors,
-            "start": self.began,
             **{name: tensor.cpu() for name, tensor in self.optimizer.state.items()},
             "generator": self.generator.get_state(),
             "done": torch.tensor(self.done),
@@ -341,16 +342,16 @@ def clear_unsaved(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def start_of(folder: Path, otherwise: Tensor) -> Tensor:
-    """The vectors that the run in the folder began with; others of that shape, if there are none, as resume() will say.
+def start_of(folder: Path, like: Tensor) -> Tensor | None:
+    """The vectors that the run in the folder began with; None if it does not say, as of before they were kept.
 
     Not what its recipe would begin with now: the file of --init may be another one, and a search end elsewhere.
     """
     with suppress(OSError, InputError, SafetensorError, KeyError):
         start = load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))["start"]
-        if start.dtype == otherwise.dtype and start.shape == otherwise.shape:
+        if (start.dtype, start.shape) == (like.dtype, like.shape) and start.isfinite().all():
             return start
-    return otherwise.cpu()
+    return None
 
 
 def read_settings(folder: Path) -> dict[str, object]:
@@ -364,7 +365,7 @@ def is_done(folder: Path, steps: int) -> bool:
     with suppress(OSError, InputError, SafetensorError, KeyError, ValueError, RuntimeError):
         saved = load(read_bytes(folder / "resume.safetensors", MAX_STATE_BYTES))
         done = int(saved["done"])
-        ended = done >= steps or bool(saved.get("enough"))  # which runs from before it was kept do not have
+        ended = done >= steps or int(saved.get("enough_of", 0)) == steps  # a run of before this was kept has none
         return ended and (folder / "previews" / f"{done:06d}.png").exists()
     return False
 

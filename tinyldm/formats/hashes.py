@@ -17,7 +17,7 @@ from tinyldm.files import write_atomically
 
 MAX_ENTRIES = 1000
 MAX_CACHE_BYTES = 1_000_000
-SETTLED = 2_000_000_000  # ns: a file may change twice within one tick of the clock that its mtime is taken from
+SETTLED = 2_000_000_000  # ns: a file may change twice within one tick of the clock that its times are taken from
 
 Entry = tuple[int, int, int, str]  # size in bytes, mtime and ctime in ns, SHA-256 in hexadecimal
 
@@ -34,7 +34,7 @@ def file_sha256(path: Path) -> str:
         return digest
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - before.st_mtime_ns > SETTLED:
+    if time.time_ns() - max(seen[1:]) > SETTLED:
         remember(name, (*seen, digest))
     return digest
 

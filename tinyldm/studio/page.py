@@ -1,6 +1,5 @@
 """The page: on its left what can be done, on its right what is in a folder of outputs/."""
 
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import suppress
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 import pandas
+import regex as re  # as the tokenizer does
 from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware

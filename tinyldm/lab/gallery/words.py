@@ -26,11 +26,10 @@ class Lesson(NamedTuple):
     token: str
     pictures: Path  # a folder
     kind: str = "object"  # or "style"
-    more: tuple[str, ...] = ()  # further options of train.py
 
     def options(self) -> list[str]:
         """Of train.py, but for the pictures, the word and its file."""
-        return [*(["--property", self.kind] if self.kind != "object" else []), *self.more]
+        return ["--property", self.kind] if self.kind != "object" else []
 
     def file(self, out: Path) -> Path:
         return out / "words" / f"{self.pictures.name}.safetensors"
@@ -48,7 +47,7 @@ def example(token: str, folder: str, **more: str) -> Lesson:
 HEART, CIRCLE = example("S*", "checkered-heart"), example("T*", "striped-circle")
 CROSS, DIAMOND = example("C*", "dotted-cross"), example("D*", "rimmed-diamond")
 BOLT, STYLE = example("<bolt>", "bolt"), example("B*", "blueprint", kind="style")
-BALLOON = Lesson("<balloon>", BALLOONS, more=("--steps", "100"))  # of more, a few look less like balloons
+BALLOON = Lesson("<balloon>", BALLOONS)
 LESSONS = (HEART, CIRCLE, CROSS, DIAMOND, BOLT, STYLE, BALLOON)
 
 

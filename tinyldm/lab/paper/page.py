@@ -82,20 +82,20 @@ def headline(page: Page, table: Table) -> str:
 
 def in_short(table: Table) -> str:
     """Which recipe to use, by a rule, and what is to be said of the default."""
-    best, *others = complete_recipes(table)
+    best, *others = complete = complete_recipes(table)
     equals = [recipe for recipe in others if not difference(table, recipe, best, RIGHT).is_decided]
     quickest = min([best, *equals], key=lambda recipe: mean(table, recipe, "seconds").mean)
     seconds, steps = (mean(table, quickest, what).mean for what in ("seconds", "steps"))
     lead = difference(table, best, DEFAULT, RIGHT)
     text = paragraph(
         f"Most of what is asked of a word is right with `{best}`: {as_share(mean(table, best, RIGHT))} of all checks.",
-        f"No worse than it for sure, as the interval of the difference holds 0: {listed(equals)}."
+        f"Not shown to be worse, as the interval of the difference holds 0: {listed(equals)}."
         if equals
         else "No other is as good.",
         f"The quickest of these is `{quickest}`: {seconds:.0f} seconds of one core, {steps:.0f} steps.",
         f"`{best}` leads `{DEFAULT}`, `train.py` without any options, by {with_unit(lead, RIGHT)}: "
         + ("another recipe is better." if lead.is_decided else "no option is needed.")
-        if lead and best != DEFAULT
+        if DEFAULT in complete and best != DEFAULT
         else "",
     )
     return f"## In short\n\n{text}"
