@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import WEIGHTS
 from helpers.embedding_files import WRITERS, as_a1111, as_diffusers, as_kohya, as_tensor, refusal, rows
+from safetensors.torch import load_file
 
 from tinyldm import InputError, cli
 from tinyldm.formats import embeddings
@@ -194,6 +195,13 @@ def test_diffusers_reads_what_we_write_and_encodes_it_alike(tmp_path, pipeline, 
     assert torch.equal(our_ids, ids)
     assert (ids >= pipeline.ours.vocabulary_size).sum() == count
     assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_comfyui_reads_the_file_as_it_is(tmp_path):
+    """load_embed of its comfy/sd1_clip.py: without "string_to_param" or "clip_l", the first tensor there is."""
+    save_embeddings(tmp_path / "my-circle.safetensors", {"S*": rows(2)})
+    read = load_file(tmp_path / "my-circle.safetensors")
+    assert not {"string_to_param", "clip_l"} & set(read) and torch.equal(next(iter(read.values())), rows(2))
 
 
 @torch.no_grad()
