@@ -35,10 +35,8 @@ class Source(NamedTuple):
         """How many of a sampler's steps are left out, those at its beginning. Raises InputError if none is left."""
         taken = int(self.strength * steps)
         if taken < 1:
-            found, enough = (
-                f"a strength of {self.strength:g} leaves none of {steps} steps",
-                math.ceil(1e3 / steps) / 1e3,
-            )
+            found = f"a strength of {self.strength:g} leaves none of {steps} steps"
+            enough = math.ceil(1000 / steps) / 1000  # rounded up: a little less would take none again
             raise InputError(f"{found}, expected at least one; give at least {enough:g}, or more steps")
         return steps - taken
 

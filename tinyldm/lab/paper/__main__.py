@@ -43,7 +43,7 @@ CURVES, QUICK_CURVES = 6, 2  # of the best recipes, on every second concept
 
 def main(arguments: list[str]) -> None:
     options = parse_options(arguments)
-    new_figure(1, 1)  # without matplotlib it ends now, and not in six hours
+    new_figure(1, 1)  # without matplotlib it ends now, and not in hours
     model = load_checkpoint(options.weights)
     if model.defaults.size != SIZE:
         found = f"{options.weights} makes pictures of {model.defaults.size} pixels"
