@@ -101,7 +101,7 @@ class Side:
 
     def __init__(self, kind: str, tree: Path, options: Namespace):
         command = [sys.executable, __file__, "--serve", kind]
-        for name in ("model", "dtype", "device", "size", "weights"):
+        for name in ("model", "dtype", "device", "size", "batch", "weights"):
             if value := getattr(options, name):
                 command += [f"--{name}", str(value)]
         environment = os.environ | {"PYTHONPATH": str(tree)}
@@ -196,12 +196,13 @@ def start_of_train(tree: Path, folder: Path, options: Namespace) -> float:
     """folder: where its run may be kept for a while, and what it remembers of weights."""
     if options.model == "tiny":
         program, more = ["train.py"], ["--images", IMAGES]
-    else:  # one picture a step, as on the other side
+    else:  # one picture to learn from, as on the other side
         (folder / "images").mkdir(exist_ok=True)
         shutil.copy(min(IMAGES.iterdir()), folder / "images")
-        program, more = ["-c", WITHOUT_PREVIEWS], ["--images", folder / "images", "--init", "a", "--batch", 1]
-    for name in ("weights", "dtype", "device", "size"):
-        more += [f"--{name}", getattr(options, name)]
+        program, more = ["-c", WITHOUT_PREVIEWS], ["--images", folder / "images", "--init", "a"]
+    for name in ("weights", "dtype", "device", "size", "batch"):
+        if value := getattr(options, name):
+            more += [f"--{name}", value]
     words = [*program, "--token", TOKEN, *more]
     environment = os.environ | {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": str(folder)}
     return seconds_to_first_step([sys.executable, *map(str, words)], tree, folder / "run", environment)
@@ -279,6 +280,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--dtype", choices=list(cli.DTYPES), default="float32")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--size", type=cli.whole_number(8), metavar="PIXELS", help="of pictures (default: the model's)")
+    add("--batch", type=cli.whole_number(1), metavar="N", help="pictures a training step (default: 1; of tiny 16)")
     add("--rounds", type=cli.whole_number(1), default=5, metavar="N", help="%(default)s")
     add("--json", type=cli.path, metavar="FILE", help="every round's seconds besides")
     add("--serve", choices=[OURS, DIFFUSERS], help="be one side; the command itself starts both so")
@@ -286,6 +288,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda found no GPU, expected one; try --device cpu")
+    options.batch = options.batch or (None if options.model == "tiny" else 1)  # None: the checkpoint's
     options.size = options.size or {"tiny": 64, "1.5": 512, "2.1": 768}.get(options.model, 32)
     if options.growth:
         if options.beside or options.what:

@@ -10,7 +10,7 @@ from statistics import median
 from tqdm import tqdm
 
 from helpers.public import merges
-from helpers.works import Work, batch_of, our_model, seconds_of, step_of_words, training_step
+from helpers.works import Work, our_model, seconds_of, step_of_words, training_step
 from tinyldm.clip import CLIPTextEncoder
 from tinyldm.lab.paper.plots import new_figure, save_figure
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -47,7 +47,7 @@ def growth(options: Namespace) -> Growth:
 
 def usual_values(model: LatentDiffusion, options: Namespace) -> dict[str, int]:
     """Of the quantities that do not change."""
-    vocabulary, batch = model.tokenizer.vocabulary_size, batch_of(model, options.model)
+    vocabulary, batch = model.tokenizer.vocabulary_size, options.batch or model.defaults.batch
     return {"vectors": 1, "pictures": 5, "vocabulary": vocabulary, "batch": batch, "pixels": options.size, "words": 1}
 
 

@@ -44,7 +44,7 @@ def ours(options: Namespace) -> dict[str, Work]:
 
     model, size = our_model(options), options.size
     model.check_size(size, size)
-    step, words = training_step(model, size, batch_of(model, options.model))
+    step, words = training_step(model, size, options.batch or model.defaults.batch)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
     z_0 = torch.randn(1, *model.latent_shape(size, size), generator=generator).to(options.device)
@@ -83,7 +83,13 @@ def our_model(options: Namespace) -> LatentDiffusion:
     device, dtype = options.device, cli.DTYPES[options.dtype]
     if options.model == "tiny":
         return load_checkpoint(TINY, device, dtype)
-    return random_model(options.model).to(device, dtype)
+    from tinyldm.formats.parts import moved
+
+    model = random_model(options.model)
+    for network in model.networks():  # in the memory layout that loading leaves them in
+        state = {name: moved(tensor, torch.device(device), dtype) for name, tensor in network.state_dict().items()}
+        network.load_state_dict(state, assign=True)
+    return model.to(device, dtype)
 
 
 def random_model(kind: str) -> LatentDiffusion:
@@ -98,11 +104,6 @@ def random_model(kind: str) -> LatentDiffusion:
     networks = CLIPTextEncoder(shape.text), UNet(shape.unet), AutoencoderKL(shape.autoencoder)
     tokenizer = Tokenizer(merges(shape.text.vocabulary_size))
     return LatentDiffusion(tokenizer, *networks, NoiseSchedule())
-
-
-def batch_of(model: LatentDiffusion, kind: str) -> int:
-    """Pictures a step. Of the large models one, as diffusers' side has."""
-    return model.defaults.batch if kind == "tiny" else 1
 
 
 def training_step(
@@ -169,14 +170,15 @@ def theirs(options: Namespace) -> dict[str, Work]:
     scale = vae.config.scaling_factor
     ids = pipe.tokenizer([PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     ids[0, 1], pixels = 0, (torch.rand(1, 3, size, size) * 2 - 1).to(unet.device, unet.dtype)
+    pictures, captions = pixels.repeat(options.batch, 1, 1, 1), ids.repeat(options.batch, 1)
     side = size // pipe.vae_scale_factor
     z_0 = torch.randn(1, unet.config.in_channels, side, side).to(unet.device, unet.dtype)
 
     def step() -> None:
-        latents = vae.encode(pixels).latent_dist.sample().detach() * scale
-        eps, t = torch.randn_like(latents), torch.randint(1000, (1,), device=latents.device)
+        latents = vae.encode(pictures).latent_dist.sample().detach() * scale
+        eps, t = torch.randn_like(latents), torch.randint(1000, (options.batch,), device=latents.device)
         noisy = pipe.scheduler.add_noise(latents, eps, t)
-        context = text(ids.to(latents.device))[0].to(latents.dtype)
+        context = text(captions.to(latents.device))[0].to(latents.dtype)
         F.mse_loss(unet(noisy, t, context).sample.float(), eps.float()).backward()
         optimizer.step()
         optimizer.zero_grad()
