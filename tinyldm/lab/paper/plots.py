@@ -59,7 +59,7 @@ def scatter(table: Table, file: Path) -> None:
         axes.set_title(f"{text}\n(too far away: {', '.join(far)})" if far else text, fontsize=10)
     for axes in (everything, *others):
         axes.set(xlabel="editability: nearness to prompts", ylabel="reconstruction: nearness to the pictures")
-        axes.margins(0.15)
+        axes.margins(0.2)  # the references have their names beside them
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", nbins=6)
     figure.legend(*everything.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
