@@ -187,6 +187,18 @@ def test_a_word_that_has_taken_more_steps_than_are_asked_for_is_done(run, concep
     assert torch.equal(word(Path("out/heart")), before)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"), [(["--lr", "0.5"], "lr 0.01, not 0.5"), (["--vectors", "2"], "vectors 1, not 2")]
+)
+def test_a_word_that_is_done_with_other_options_is_named_and_not_counted(run, concepts, options, expected):
+    assert together(run, concepts, "--lr", "0.01").status == 0
+    before = word(Path("out/heart"))
+    again = together(run, concepts, "--lr", "0.01", *options, "--resume")
+    assert again.status == 2 and again.out == "0 of 2 words are learned, in out\n"
+    assert f"heart: the run in out/heart has {expected}; give the same options" in again.err
+    assert torch.equal(word(Path("out/heart")), before)
+
+
 def test_a_word_that_stopped_early_is_done(run, concepts, monkeypatch):
     monkeypatch.setattr(WhenFlat, "reason", lambda self: "enough" if len(self.history) == 3 else "")
     assert together(run, concepts, "--recipe", "early-stop").status == 0

@@ -11,7 +11,7 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from tinyldm.images import SUFFIXES
 from tinyldm.inversion import Batch, Pictures
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.recipes import Adam, OnSphere, Recipe, Word
-from tinyldm.run import Run, clear_unsaved, is_done
+from tinyldm.run import Run, check_settings, clear_unsaved, is_done, of_one_word, read_settings
 
 TOKEN_FILE = "token.txt"
 TOGETHER = 4  # words at a time; of 16 each takes a tenth less time on two cores
@@ -100,6 +100,16 @@ def check_new(out: Path) -> None:
     check_unused(out)
 
 
+def check_same(out: Path, options: Namespace) -> None:
+    """Raises InputError if a word that is done was learned with other options, as far as it tells of them."""
+    saved: dict[str, object] = {}
+    with suppress(OSError, ValueError):
+        saved = read_settings(out)
+    others = {"images", "token"} if options.vectors else {"images", "token", "vectors"}  # they are each word's own
+    here = {name: value for name, value in of_one_word(options).items() if name in saved.keys() - others}
+    check_settings(out, saved, here)
+
+
 # ---- Learning them
 
 
@@ -131,9 +141,10 @@ def learn_together(
     if not options.resume:
         for concept in concepts:
             check_new(concept.out)
-    waiting = deque(concept for concept in concepts if not is_done(concept.out, options.steps))
-    done, left_out, learning = len(concepts) - len(waiting), 0, {}
-    with cli.stop_on_signal() as stopping, tqdm(total=len(concepts), initial=done, desc="words") as bar:
+    done = [concept for concept in concepts if is_done(concept.out, options.steps)]
+    waiting = deque(concept for concept in concepts if concept not in done)
+    left_out, learning = 0, {}
+    with cli.stop_on_signal() as stopping, tqdm(total=len(concepts), desc="words") as bar:
 
         @contextmanager
         def leaving_out(concept: Concept) -> Iterator[None]:
@@ -146,6 +157,11 @@ def learn_together(
                 release_folder(concept.out)
                 bar.write(f"left out {cli.printable(concept.folder)}: {cli.printable(error)}", file=sys.stderr)
 
+        for concept in done:
+            with leaving_out(concept):
+                check_same(concept.out, options)
+                bar.update()
+        bar.initial = bar.n  # for how long the others take
         while learning or (waiting and not stopping()):
             while waiting and len(learning) < options.together and not stopping():
                 with leaving_out(concept := waiting.popleft()):

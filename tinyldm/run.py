@@ -66,9 +66,7 @@ class Run:
         self.vectors, self.began = word.vectors, start
         self.folder: Path = options.out
         self.file = self.folder / "embedding.safetensors"
-        own = {name: value for name, value in vars(options).items() if name not in OF_MANY_WORDS}
-        named = {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
-        self.settings = named | {  # as JSON takes them
+        self.settings = of_one_word(options) | {
             "weights_sha256": weights_sha256,
             "vectors": word.count,
             "pictures_sha256": hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest(),
@@ -135,7 +133,7 @@ class Run:
             lock_folder(self.folder)
         file = self.folder / "settings.json"
         try:
-            self.check_settings(read_settings(self.folder))
+            check_settings(self.folder, read_settings(self.folder), self.settings)
             file = self.folder / "resume.safetensors"
             saved = load(read_bytes(file, MAX_STATE_BYTES))
             for name, here in self.state().items():
@@ -151,19 +149,6 @@ class Run:
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(f"can't resume from {file} ({error}); {START_ANEW}") from error
         return saved
-
-    def check_settings(self, saved: dict) -> None:
-        """Raises InputError if they are not this run's, ValueError if one is missing."""
-        for name, here in self.settings.items():
-            if name in FREE_TO_CHANGE or saved.get(name) == here:
-                continue
-            if name not in saved:
-                raise ValueError(f"{name} is missing")
-            if name.endswith("_sha256"):
-                found = f"the {name.removesuffix('_sha256')} are not those that the run in {self.folder} began with"
-                raise InputError(f"{found}; put them back as they were; {START_ANEW}")
-            found = f"the run in {self.folder} has {name} {saved[name]!s:.100}, not {here}"
-            raise InputError(f"{found}; give the same options and files again")
 
     def logged(self) -> dict[int, tuple[float, float]]:
         """step -> loss and norm: all that can be read, even if the log was torn or a spreadsheet wrote it anew."""
@@ -352,6 +337,26 @@ def start_of(folder: Path, like: Tensor) -> Tensor | None:
         if (start.dtype, start.shape) == (like.dtype, like.shape) and start.isfinite().all():
             return start
     return None
+
+
+def of_one_word(options: Namespace) -> dict[str, object]:
+    """train.py's options as JSON takes them, but for those that say nothing of one word."""
+    own = {name: value for name, value in vars(options).items() if name not in OF_MANY_WORDS}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
+
+
+def check_settings(folder: Path, saved: dict[str, object], here: dict[str, object]) -> None:
+    """Raises InputError if the run in the folder has others than here, ValueError if one is missing."""
+    for name, value in here.items():
+        if name in FREE_TO_CHANGE or saved.get(name) == value:
+            continue
+        if name not in saved:
+            raise ValueError(f"{name} is missing")
+        if name.endswith("_sha256"):
+            found = f"the {name.removesuffix('_sha256')} are not those that the run in {folder} began with"
+            raise InputError(f"{found}; put them back as they were; {START_ANEW}")
+        found = f"the run in {folder} has {name} {saved[name]!s:.100}, not {value}"
+        raise InputError(f"{found}; give the same options and files again")
 
 
 def read_settings(folder: Path) -> dict[str, object]:
