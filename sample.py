@@ -82,6 +82,8 @@ def main(arguments: list[str]) -> int:
     for word in given:
         if word not in used and word not in (options.interpolate or ()):
             warnings.warn(f"no prompt uses {word}", stacklevel=1)
+    if options.negative and sampling.guidance == 1:
+        warnings.warn("--guidance 1 leaves --negative out", stacklevel=1)
     model.tokenizer([*texts])  # a word that is cut off is an error now, not half-way
     source = None
     if options.init_image:
@@ -226,7 +228,12 @@ def parse_options(arguments: list[str]) -> Namespace:
         "DPM++ 2M takes others",
     )
     add("--steps", type=cli.whole_number(1, 1000), metavar="N")
-    add("--guidance", type=cli.positive, metavar="SCALE", help="1: the plain model; more: closer to the prompt")
+    add(
+        "--guidance",
+        type=cli.zero_or_positive,
+        metavar="SCALE",
+        help="1: the plain model; more: closer to the prompt; 0 ignores it",
+    )
     add("--height", type=cli.whole_number(1, 2**16), metavar="PIXELS")
     add("--width", type=cli.whole_number(1, 2**16), metavar="PIXELS")
     add(

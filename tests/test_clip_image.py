@@ -1,7 +1,7 @@
 """CLIP's towers and preprocessing against transformers', and load_clip: public files read, broken ones refused."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -202,6 +202,15 @@ def test_sizes_that_would_keep_the_computer_busy_are_refused(written):
     names = {"text_model.encoder.layers.999.mlp.fc1.bias": torch.zeros(1)}
     with pytest.raises(InputError, match=r"text\.layers is 1000, expected a whole number from 1 to 100"):
         load_clip(written({**model.state_dict(), **names}))
+
+
+def test_a_file_whose_heads_have_another_width_is_refused():
+    """Its names are the same, and what it would say of a picture is nonsense."""
+    config = replace(VIT_B_32, vision=replace(VIT_B_32.vision, width=1280, heads=16, layers=1))
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in CLIP(config).state_dict().items()}
+    with pytest.raises(ValueError, match="1280 wide has heads of 80"):
+        clip_sizes(shapes)
 
 
 def test_a_file_with_the_text_tower_alone_is_refused(written):

@@ -14,6 +14,7 @@ from tinyldm import InputError
 from tinyldm.editing import Mask, Source
 from tinyldm.formats.checkpoint import load_checkpoint
 from tinyldm.images import to_images, to_tensor
+from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.masks import mask_of, pasted, read_source
 from tinyldm.sampler import SAMPLERS
 
@@ -82,6 +83,22 @@ def test_inside_a_mask_is_diffusers(pair, sampler, picture, mask, strength):
     expected = theirs(pipe, StableDiffusionInpaintPipeline, sampler, picture, strength, mask_image=[mask] * len(SEEDS))
     source = Source(to_tensor(picture), strength, mask_of(np.asarray(mask) > 0, model.autoencoder.config.factor))
     assert np.abs(ours(model, sampler, source) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_of_what_a_mask_covers_all_steps_leave_no_trace_and_fewer_do(tiny, monkeypatch, sampler):
+    cells = torch.zeros(1, 1, 8, 8)
+    cells[:, :, 2:5, 3:6] = 1
+
+    def changed(covered: float, strength: float) -> torch.Tensor:
+        mean = torch.where(cells > 0, covered, 0.3).expand(1, 12, 8, 8)
+        monkeypatch.setattr(LatentDiffusion, "encode", lambda *_: (mean, torch.full_like(mean, -30.0)))
+        source = Source(torch.zeros(1, 3, 64, 64), strength, Mask(None, cells))
+        *_, z = tiny.generate(["a red star"], [1], sampler=sampler, steps=4, source=source)
+        return z
+
+    assert torch.equal(changed(-1, 1.0), changed(1, 1.0))
+    assert not torch.allclose(changed(-1, 0.75), changed(1, 0.75))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

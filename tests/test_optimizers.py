@@ -1,5 +1,6 @@
 """How vectors move: known answers, and PyTorch's own Adam."""
 
+import pytest
 import torch
 
 from tinyldm.optimizers import Adam, DecayingNorm, KeptNorm, OnSphere
@@ -48,11 +49,14 @@ def test_a_step_on_the_sphere_turns_by_the_rate_against_the_gradient_along_it():
     assert torch.allclose(vectors, 3 * torch.tensor([[angle.cos(), -angle.sin(), 0.0]]))
 
 
-def test_without_a_gradient_the_prior_turns_vectors_back_to_where_they_began():
+def test_without_a_gradient_along_the_sphere_the_prior_turns_vectors_back_to_where_they_began():
     vectors = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
     optimizer = OnSphere(vectors, 1.0, lr=0.01)
     vectors.data = torch.tensor([[0.6, 0.8, 0.0]])
+    vectors.grad = torch.zeros_like(vectors)
+    optimizer.step()  # of a batch that does not read it
+    assert vectors.tolist() == [[pytest.approx(0.6), pytest.approx(0.8), 0.0]]
     for _ in range(10):
-        vectors.grad = torch.zeros_like(vectors)
+        vectors.grad = 1e-9 * vectors.detach()
         optimizer.step()
     assert vectors[0, 0] > 0.85 and abs(vectors.norm() - 1) < 1e-6

@@ -127,6 +127,20 @@ def test_several_embeddings_compose(run, tmp_path):
     assert np.abs(pixels(tmp_path / "new" / "0000.png") - pixels(tmp_path / "old" / "0000.png")).max() <= 1
 
 
+def test_guidance_0_is_the_model_without_the_prompt_and_1_without_the_negative_one(run, tmp_path):
+    for prompt, guidance in ((PROMPT, 0), ("a photo of a lemon", 0), (PROMPT, 1), ("", 1)):
+        words = ("--negative", "") if guidance == 0 else ("--negative", "green")
+        outcome = run(
+            *("sample.py", "--prompt", prompt, *FEW, "--guidance", guidance, *words),
+            *("--out", tmp_path / f"{guidance} {prompt}"),
+        )
+        assert outcome.status == 0 and ("--guidance 1 leaves --negative out" in outcome.err) == (guidance == 1)
+    one, other, plain, empty = (
+        pixels(tmp_path / name / "0000.png") for name in (f"0 {PROMPT}", "0 a photo of a lemon", f"1 {PROMPT}", "1 ")
+    )
+    assert np.abs(one - other).max() <= 1 and np.abs(one - empty).max() <= 1 and np.abs(one - plain).mean() > 1
+
+
 def test_an_embedding_no_prompt_uses_is_pointed_out(run, tmp_path):
     outcome = run("sample.py", "--prompt", PROMPT, "--embedding", a_word(tmp_path / "a.safetensors"), *FEW)
     assert outcome.status == 0 and "no prompt uses S*" in outcome.err

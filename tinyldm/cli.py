@@ -168,6 +168,11 @@ def positive(text: str) -> float:
     return value
 
 
+def zero_or_positive(text: str) -> float:
+    """An argparse type: 0, or a number as `positive` takes it."""
+    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else positive(text)
+
+
 def path(text: str) -> Path:
     """An argparse type: a path. An empty one, of a shell's variable that is not set, would be the working directory."""
     if not text:

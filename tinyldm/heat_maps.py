@@ -42,7 +42,7 @@ class HeatMaps:
         shares = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1)
         height = math.isqrt(x.shape[1] * self.size[0] // self.size[1])  # coarser levels have the latent's proportions
         maps = reduce(shares, "b heads (h w) tokens -> b tokens h w", "mean", h=height)
-        self.sum = self.sum + F.interpolate(maps, self.size, mode="bicubic", align_corners=False).clamp(min=0).cpu()
+        self.sum = self.sum + F.interpolate(maps, self.size, mode="bicubic", align_corners=False).clamp(0, 1).cpu()
         self.count += 1
 
     def mean(self) -> Tensor:

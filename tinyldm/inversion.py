@@ -190,7 +190,10 @@ def draw_pairs(pictures: Pictures, schedule: NoiseSchedule, size: int, generator
     """Spread out, and each twice, with opposite noise (antithetic variates): what is odd in the noise cancels out."""
     half = draw_spread_out(pictures, schedule, math.ceil(size / 2), generator)
     twice = half.z_0.repeat(2, 1, 1, 1), torch.cat([half.eps, -half.eps]), half.t.repeat(2)
-    return Batch(*(x[:size] for x in twice), (2 * half.captions)[:size])
+    rows = list(range(len(twice[2])))
+    if size % 2:  # any one has to do without its partner: the last has the most noise, and not always that one may
+        del rows[int(torch.randint(len(rows), (), generator=generator))]
+    return Batch(*(x[rows] for x in twice), [half.captions[row % len(half.captions)] for row in rows])
 
 
 def with_noise(pictures: Pictures, rows: Tensor, chosen: Tensor, t: Tensor, generator: torch.Generator) -> Batch:

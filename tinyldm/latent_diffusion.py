@@ -204,12 +204,14 @@ class LatentDiffusion:
         denoise = denoiser(guided(self.predict, context[:-1], context[-1:], sampling.guidance), self.schedule)
         z, generators = first_noise(self.latent_shape(sampling.height, sampling.width), seeds)
         z, skip = z.to(self.device), None
+        mask = source.mask.cells.to(self.device) if source and source.mask else None
         if source:
             skip = source.skipped(sampling.steps)
-            z_0 = self.autoencoder.sample(*self.encode(source.picture), z)
-            z = noised(z_0, noise_like(z, generators), sampling.sampler, self.schedule, sampling.steps, skip)
-        mask = source.mask.cells.to(self.device) if source and source.mask else None
+            z_0, noise = self.autoencoder.sample(*self.encode(source.picture), z), noise_like(z, generators)
+            z = noised(z_0, noise, sampling.sampler, self.schedule, sampling.steps, skip)
         if mask is not None:
+            # Even the noisiest timestep holds a little signal. If all steps are taken, what is covered leaves no trace.
+            z = torch.where(mask > 0, noise, z) if skip == 0 else z
             denoise = inside(denoise, mask, z_0)
         latents = SAMPLERS[sampling.sampler](denoise, z, self.schedule, sampling.steps, generators, skip)
         yield from latents if mask is None else ended(latents, sampling.steps - skip, mask, z_0)

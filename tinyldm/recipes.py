@@ -1,9 +1,9 @@
 """Ways to learn a word: what the paper tried, and what others have tried since.
 
 `Recipe()` is the paper's own way (arXiv 2208.01618, section 4): one vector, a copy of a coarse word's; pictures,
-timesteps and noise drawn independently; AdamW at a constant rate; nothing added to the loss. Each name in RECIPES
-changes one thing of it, by one small function or class below. Names are composed: "low-variance,falling" lets the rate
-fall besides.
+timesteps and noise drawn independently; AdamW at a constant rate, without its weight decay, of which the paper does not
+tell (its code leaves it at PyTorch's 0.01); nothing added to the loss. Each name in RECIPES changes one thing of it, by
+one small function or class below. Names are composed: "low-variance,falling" lets the rate fall besides.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +72,11 @@ class ProgressiveWord(Word):
 
 class WordPerPicture(Word):
     """Beside the word one for each picture, to take what only that one shows (section 5.2, "per-image tokens": "a photo
-    of S* with S_i"). Only the new word is kept."""
+    of S* with S_i"). Only the new word is kept.
+
+    The paper's code says "with S_i" in a quarter of the captions, and starts these tokens with random vectors; here it
+    is in all, and they start as the word does.
+    """
 
     def __init__(self, model: LatentDiffusion, token: str, vectors: Tensor, pictures: int):
         self.others = [f"<{token} in picture {i}>" for i in range(1, pictures + 1)]

@@ -30,7 +30,7 @@ from tinyldm.schedule import NoiseSchedule
 
 Model = Callable[[Tensor, Tensor], Tensor]  # z_t (batch, c, h, w), t (batch,) -> eps or v (batch, c, h, w)
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same with the context (batch, tokens, width)
-Generators = Sequence[torch.Generator]  # one a picture
+Generators = Sequence["torch.Generator | Way"]  # one a picture
 Scale = Tensor | float
 # z_t = signal z_0 + noise eps (batch, c, h, w), t, signal, noise -> the z_0 that is seen in it
 Denoise = Callable[[Tensor, float, Scale, Scale], Tensor]
@@ -72,7 +72,8 @@ def denoiser(model: Model, schedule: NoiseSchedule) -> Denoise:
 
 
 class Between(NamedTuple):
-    """A seed on the way from one to another, which other programs call a variation seed and its strength."""
+    """A seed on the way from one to another, which other programs call a variation seed and its strength. They do so
+    with the first noise alone; here it is all noise of a picture, or the way would not end at the other's."""
 
     seed: int
     other: int
@@ -82,18 +83,34 @@ class Between(NamedTuple):
 Seed = int | Between
 
 
-def first_noise(shape: tuple[int, int, int], seeds: Sequence[Seed]) -> tuple[Tensor, list[torch.Generator]]:
+class Way(NamedTuple):
+    """What draws the noise of a seed between two."""
+
+    generator: torch.Generator
+    other: torch.Generator
+    share: float
+
+
+def generator_of(seed: Seed) -> torch.Generator | Way:
+    if not isinstance(seed, Between):
+        return torch.Generator().manual_seed(seed)
+    if seed.share in (0, 1):
+        return generator_of(seed.other if seed.share else seed.seed)
+    return Way(generator_of(seed.seed), generator_of(seed.other), seed.share)
+
+
+def drawn(shape: tuple[int, ...], generator: torch.Generator | Way) -> Tensor:
+    """N(0, I), on the CPU in float32."""
+    if isinstance(generator, Way):
+        one, other = (drawn(shape, each).flatten() for each in generator[:2])
+        return slerp(one, other, generator.share).reshape(shape)
+    return torch.randn(shape, generator=generator)
+
+
+def first_noise(shape: tuple[int, int, int], seeds: Sequence[Seed]) -> tuple[Tensor, Generators]:
     """One picture's start per seed, (len(seeds), *shape), and the generators that these pictures go on drawing from."""
-    pairs = [seed if isinstance(seed, Between) else Between(seed, seed, 0.0) for seed in seeds]
-    generators = [torch.Generator().manual_seed(pair.seed) for pair in pairs]
-    rows = []
-    for pair, generator in zip(pairs, generators, strict=True):
-        noise = torch.randn((1, *shape), generator=generator)
-        if pair.share > 0:
-            other = torch.randn((1, *shape), generator=torch.Generator().manual_seed(pair.other))
-            noise = slerp(noise.flatten(), other.flatten(), pair.share).reshape(1, *shape)
-        rows.append(noise)
-    return torch.cat(rows), generators
+    generators = [generator_of(seed) for seed in seeds]
+    return torch.stack([drawn(shape, generator) for generator in generators]), generators
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -115,8 +132,7 @@ def noise_like(z: Tensor, generators: Generators) -> Tensor:
     So a picture has the same noise on every device, in every precision, and whatever its neighbours in the batch. The
     networks' sums round otherwise in a batch of another size: in float32 a pixel changes by 1 of 255 at most.
     """
-    rows = [torch.randn((1, *row.shape), generator=generator) for row, generator in zip(z, generators, strict=True)]
-    return torch.cat(rows).to(z.device)
+    return torch.stack([drawn(row.shape, each) for row, each in zip(z, generators, strict=True)]).to(z.device)
 
 
 # ---- Samplers that walk from timestep to timestep

@@ -1,6 +1,7 @@
 """The caption templates of Textual Inversion: the new word goes where the braces are."""
 
-# From the supplement of Gal et al., "An Image is Worth One Word" (arXiv 2208.01618), as in its released code.
+# From the supplement of Gal et al., "An Image is Worth One Word" (arXiv 2208.01618). Its released code has these of
+# an object twice more, of "an illustration" and "a depiction".
 OBJECT_TEMPLATES = (
     "a photo of a {}",
     "a rendering of a {}",

@@ -228,11 +228,13 @@ def clip_sizes(shapes: Shapes) -> CLIPConfig:
     """Of one of OpenAI's files of both towers, such as clip-vit-base-patch32, in Hugging Face's names.
 
     Shapes don't tell the heads, which are 64 wide in all of OpenAI's, nor the activation, QuickGELU in all.
-    Raises KeyError with the name of a tensor that is needed and not there.
+    Raises KeyError with the name of a tensor that is needed and not there, ValueError for LAION's larger ones.
     """
     vocabulary_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
     length, _ = shapes["text_model.embeddings.position_embedding.weight"]
     width, _, patch, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
+    if width in (1280, 1408, 1664):  # ViT-H-14, g-14 and bigG-14 have the same names
+        raise ValueError(f"a vision tower {width} wide has heads of {width // 16}, not of 64")
     positions, _ = shapes["vision_model.embeddings.position_embedding.weight"]
     text_layers, layers = (
         1 + max(numbers(shapes, rf"{tower}_model\.encoder\.layers\.(\d{{1,3}})\."), default=-1)
