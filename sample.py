@@ -45,6 +45,7 @@ from tinyldm.sampler import SAMPLERS, Between, Seed
 BATCH = 4  # pictures at a time: enough to keep the processor busy, few enough to fit
 ON_THE_WAY = 8  # pictures of an interpolation, its ends among them
 STEPS_SHOWN = 8  # of a picture, its last among them
+ROW, SHEET_PIXELS = 16, 60_000_000  # pictures in a row of the sheet, and what programs open without complaint
 
 
 class Wanted(NamedTuple):
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> int:
     given = [*words]
     wanted = wanted_pictures(model, prompts, words, options)
     model.check_size(sampling.height, sampling.width, min(BATCH, len(wanted)))
+    smaller = math.ceil(math.sqrt(len(wanted) * sampling.height * sampling.width / SHEET_PIXELS))
     texts = {*(picture.prompt for picture in wanted), options.negative}
     used = {piece for text in texts for piece in model.tokenizer.split_placeholders(text)}
     for word in given:
@@ -102,17 +104,13 @@ def main(arguments: list[str]) -> int:
             if heat is not None:
                 sheet = heat_sheet(image, picture.prompt, heat, model.tokenizer)
                 save_image(sheet, options.out / f"{name}-attention.png")
-            images[number] = image
+            images[number] = image.reduce(smaller)
         images, stopped = ranks.gathered(images), ranks.highest(stopping())
     status = ranks.from_first(lambda: 0 if len(images) == len(wanted) else stopped)
     if ranks.rank():
         return status
     if images:
-        numbers = [range(first, first + options.num) for first in range(0, len(wanted), options.num)]
-        rows = [[images[i] for i in row if i in images] for row in numbers]
-        labels = [prompt for prompt, row in zip(prompts, rows, strict=True) if row]
-        sheet = contact_sheet([row for row in rows if row], labels=labels)
-        save_image(sheet, options.out / "sheet.png")
+        save_image(sheet_of(images, prompts, options.num), options.out / "sheet.png")
     if len(images) < len(wanted):
         print(f"stopped: {len(images)} of {len(wanted)} pictures are in {options.out}")
         return status
@@ -181,6 +179,16 @@ def sampled(
             yield from zip(range(first, first + len(images)), images, heat, strict=True)
 
 
+def sheet_of(images: dict[int, Image.Image], prompts: list[str], num: int) -> Image.Image:
+    """All pictures that there are, below the prompt of each its own, in rows of at most ROW."""
+    rows, labels = [], []
+    for number, prompt in enumerate(prompts):
+        own = [images[i] for i in range(number * num, (number + 1) * num) if i in images]
+        rows += [own[i : i + ROW] for i in range(0, len(own), ROW)]
+        labels += [prompt if i == 0 else "" for i in range(0, len(own), ROW)]
+    return contact_sheet(rows, labels=labels)
+
+
 def parameters(picture: Wanted, sampling: Sampling, model_hash: str, options: Namespace) -> str:
     """The prompt and what else made a picture, in the form that other programs of the field read and write."""
     negative = f"Negative prompt: {options.negative}\n" if options.negative else ""
@@ -189,11 +197,13 @@ def parameters(picture: Wanted, sampling: Sampling, model_hash: str, options: Na
     if isinstance(picture.seed, Between):
         first, other, share = picture.seed
         seed = f"{first}, Variation seed: {other}, Variation seed strength: {share:g}"
+    weights = options.weights.resolve()
+    name = weights.name if weights.is_dir() else weights.stem  # a folder's may have a point in it
     strength = f", Denoising strength: {options.strength:g}" if options.init_image else ""
     return (
         f"{picture.prompt}\n{negative}Steps: {sampling.steps}, Sampler: {sampling.sampler}, "
         f"CFG scale: {sampling.guidance:g}, Seed: {seed}, Size: {sampling.width}x{sampling.height}, "
-        f"Model hash: {model_hash}, Model: {options.weights.stem}{vae}{strength}"
+        f"Model hash: {model_hash}, Model: {name}{vae}{strength}"
     )
 
 

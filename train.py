@@ -129,7 +129,7 @@ def begin_word(
 def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
     """The word before the first step, (vectors, width): a copy of --init's words, or of the vectors in its file."""
     # By the suffix, because a mistyped file name would be a phrase of a dozen tokens, and nobody would notice.
-    if not re.search(r"\.(safetensors|pt|bin|ckpt|png|webp)(:|$)", options.init):
+    if not re.search(r"\.(safetensors|pt|bin|ckpt|png|webp)(:|$)", options.init, re.IGNORECASE):
         return vectors_of(model, options.init, options.vectors)
     words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
     file, _ = split_word(options.init)
@@ -162,6 +162,8 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
     if options.captions and "captions" not in options.recipe.split(","):
         options.recipe += ",captions"
     recipe = composed(options.recipe)  # raises an error before the weights are read
+    if not options.resume:  # whose options are a run's own, and what a recipe brought stands among them
+        check_alone(options)
     options.vectors = options.vectors or recipe.vectors
     if options.init is None:
         phrase = usual.init.split()
@@ -170,6 +172,19 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
         for name in names:
             if getattr(options, name) is None:
                 setattr(options, name, getattr(place, name))
+
+
+def check_alone(options: Namespace) -> None:
+    """Raises InputError if two options say the same thing, of which only one would count."""
+    twice = {}
+    for name in options.recipe.split(","):
+        twice["captions"] = name == "captions" and options.templates and "--templates"
+        twice["start"] = name == "auto-start" and options.init is not None and "--init"
+        only_a_number = RECIPES[name].keys() == {"vectors"} and options.vectors not in (None, RECIPES[name]["vectors"])
+        twice["number of vectors"] = only_a_number and f"--vectors {options.vectors}"
+        for what, option in twice.items():
+            if option:
+                raise InputError(f"{option} and the recipe {name} each say the {what}, expected one; leave one out")
 
 
 def parse_options(arguments: list[str]) -> Namespace:

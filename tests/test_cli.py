@@ -74,6 +74,22 @@ def test_a_shell_passes_on_the_words_of_a_command(shell_words, word):
     assert shell_words([cli.command("python", word, "end", word)]) == [[word, "end", word]]
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (r"outputs\S\embedding.safetensors", r"outputs\S\embedding.safetensors"),
+        (r"my words\S", r'"my words\S"'),
+        ("<bolt>", '"<bolt>"'),
+        ("S*", '"S*"'),
+        ('a "big" S*', r'"a \"big\" S*"'),
+        ("", '""'),
+    ],
+)
+def test_on_windows_only_double_quotes_are_used_and_a_backslash_means_itself(monkeypatch, word, expected):
+    monkeypatch.setattr(cli, "WINDOWS", True)
+    assert cli.command("python", word) == f"python {expected}"
+
+
 # ---- The door
 
 

@@ -181,6 +181,15 @@ def test_a_mask_that_says_nothing_and_one_of_another_size_are_refused(tmp_path, 
         read_source(tmp_path / "picture.png", tmp_path / "mask.png", 0.5, 32, 32, 8)
 
 
+def test_of_a_mask_on_a_transparent_layer_what_is_painted_is_white(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "picture.png")
+    layer = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (16, 16, 32, 48))
+    layer.save(tmp_path / "mask.png")
+    source = read_source(tmp_path / "picture.png", tmp_path / "mask.png", 0.5, 64, 64, 8)
+    assert source.mask.pixels.sum() == 16 * 32 and source.mask.pixels[16:48, 16:32].all()
+
+
 def test_picture_and_mask_are_cropped_alike(tmp_path):
     """To the middle of what the picture shows, as train.py crops."""
     pixels = np.zeros((40, 80, 3), np.uint8)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tinyldm.formats.embedding_layouts import FORMATS
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings, split_word
 from tinyldm.formats.merges import write_merges
 from tinyldm.inversion import known_norm
-from tinyldm.tokenizer import SYMBOL_OF_BYTE
+from tinyldm.tokenizer import SYMBOL_OF_BYTE, Tokenizer
 
 # ---- Saving and loading
 
@@ -84,6 +85,17 @@ def test_every_tools_file_takes_a_word_of_the_users(tmp_path, write, suffix, wor
     write(path, rows(2))
     loaded = load_embeddings(f"{path}:my-word")
     assert list(loaded) == ["my-word"] and torch.equal(loaded["my-word"], rows(2))
+
+
+def test_a_name_as_a_mac_writes_it_is_the_word_that_is_typed(tmp_path):
+    typed, on_a_mac = normalize("NFC", "Bär*"), normalize("NFD", "Bär*")
+    assert typed != on_a_mac
+    as_tensor(tmp_path / f"{on_a_mac}.pt", rows(1))
+    assert [*load_embeddings(tmp_path / f"{on_a_mac}.pt")] == [typed]
+    assert [*load_embeddings(f"{tmp_path / f'{on_a_mac}.pt'}:{on_a_mac}")] == [typed]
+    tokenizer = Tokenizer([])
+    ids = tokenizer.add_placeholder(typed)
+    assert tokenizer.encode(on_a_mac) == tokenizer.encode(typed) == ids
 
 
 def test_a_word_that_no_prompt_can_hold_asks_for_another(tmp_path):

@@ -102,6 +102,15 @@ def test_broken_exif_does_not_spoil_a_picture(tmp_path):
     assert read_image(tmp_path / "b.jpg").size == (32, 48)
 
 
+def test_32_bits_of_unknown_range_are_refused(tmp_path):
+    Image.fromarray(np.full((2, 2), 65535, np.int32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif").getpixel((0, 0)) == WHITE
+    for level in (-1, 65536 + 257):
+        Image.fromarray(np.full((2, 2), level, np.int32)).save(tmp_path / "a.tif")
+        with pytest.raises(InputError, match="whole numbers of 32 bits and of unknown range"):
+            read_image(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bits_are_scaled_not_clipped(tmp_path, suffix):
     levels = np.array([[0, 128, 129, 257, 32896, 65407, 65535]], np.uint16)

@@ -1,6 +1,7 @@
 """sample.py from end to end on the tiny checkpoint, and every mistake a user can make with it."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -46,6 +47,26 @@ def test_pictures_are_numbered_and_carry_their_prompt_and_settings(run, tmp_path
     text = picture.text["parameters"]
     assert text.startswith(f"{PROMPT}\nNegative prompt: green\n")
     assert "Steps: 3" in text and "Seed: 8" in text and "Size: 64x64" in text and "Model: tiny" in text
+
+
+def test_a_long_row_goes_on_below_and_a_large_sheet_is_made_of_smaller_pictures(run, quick, tmp_path, monkeypatch):
+    command = ("sample.py", "--weights", quick, "--prompt", "a star", "--prompt", "a lemon", "--num", 18, "--steps", 1)
+    assert run(*command, "--out", tmp_path / "a").status == 0
+    sheet = Image.open(tmp_path / "a" / "sheet.png")
+    assert sheet.width == 16 * 132 + 4 and sheet.height == 4 * (132 + 20) + 4  # of pictures of 64, twice as large
+    monkeypatch.setattr(sample, "SHEET_PIXELS", 20_000)
+    assert run(*command, "--out", tmp_path / "b").status == 0
+    assert (kept := pixels(tmp_path / "b" / "0035.png")).shape == (64, 64, 3)
+    assert np.array_equal(kept, pixels(tmp_path / "a" / "0035.png"))
+    small = Image.open(tmp_path / "b" / "sheet.png").convert("RGB").crop((4, 24, 132, 152)).resize((16, 16), Image.BOX)
+    expected = Image.open(tmp_path / "b" / "0000.png").resize((16, 16), Image.BOX)
+    assert np.abs(np.asarray(small, int) - np.asarray(expected, int)).mean() < 8
+
+
+def test_the_models_name_is_that_of_its_folder_or_file(run, quick, tmp_path):
+    shutil.copytree(quick, tmp_path / "model-2.1")
+    outcome = run("sample.py", "--weights", tmp_path / "model-2.1", "--prompt", "a", "--steps", 1, "--out", "o")
+    assert outcome.status == 0 and "Model: model-2.1" in Image.open("o/0000.png").text["parameters"]
 
 
 def test_a_picture_starts_from_the_documented_noise(tiny, run, tmp_path):

@@ -66,6 +66,36 @@ def test_metadata_is_believed_before_any_default_and_nobody_is_warned(tmp_path, 
     assert not [warning for warning in recwarn if "predicts" in str(warning.message)]
 
 
+@pytest.mark.parametrize("kind", ["1.x", "2.x"])
+@pytest.mark.parametrize("key, expected", [("epsilon", "eps"), ("v", "v")])
+def test_a_file_that_comfyui_saved_says_what_it_predicts(tmp_path, recwarn, kind, key, expected):
+    """As its nodes_model_merging.py writes it: modelspec.predict_key, and of v an empty tensor besides."""
+    path = written(
+        tmp_path, kind, {"modelspec.predict_key": key}, extra={"v_pred": torch.zeros(0)} if key == "v" else {}
+    )
+    assert load_checkpoint(path).schedule.prediction == expected
+    path = written(tmp_path, kind, extra={"v_pred": torch.zeros(0)})  # older versions wrote no such metadata
+    assert load_checkpoint(path).schedule.prediction == "v"
+    assert not [warning for warning in recwarn if "predicts" in str(warning.message)]
+
+
+def test_a_file_whose_tensors_have_no_such_dimensions_is_one_line(run, tmp_path):
+    unet = "model.diffusion_model."
+    save_file(
+        {f"{unet}{name}.weight": torch.zeros(4) for name in ("input_blocks.0.0", "out.2")}, tmp_path / "x.safetensors"
+    )
+    assert (
+        "x.safetensors: its configuration is incomplete or broken"
+        in run("sample.py", "--prompt", "a", "--weights", tmp_path / "x.safetensors").error
+    )
+
+
+def test_a_file_of_another_noise_schedule_is_refused(run, tmp_path):
+    path = written(tmp_path, "2.x", extra={"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)})
+    error = run("sample.py", "--prompt", "a", "--weights", path).error
+    assert "is of a zero terminal SNR (it holds ztsnr), whose noise schedule is another" in error
+
+
 def test_a_flag_that_contradicts_what_the_checkpoint_states_is_refused(run, tmp_path):
     path = written(tmp_path, "2.x", {"modelspec.prediction_type": "v"})
     error = run("sample.py", "--prompt", "a", "--weights", path, "--prediction", "eps").error
@@ -73,8 +103,8 @@ def test_a_flag_that_contradicts_what_the_checkpoint_states_is_refused(run, tmp_
     assert load_checkpoint(path, prediction="v").schedule.prediction == "v"
 
 
-def written(folder, kind, metadata=None, **bias):
-    tensors = single_file(kind)
+def written(folder, kind, metadata=None, extra=None, **bias):
+    tensors = single_file(kind) | (extra or {})
     for value in bias.values():
         tensors[f"model.diffusion_model.{LAST}"] = value
     save_file({name: p for name, p in tensors.items() if p is not None}, folder / "x.safetensors", metadata=metadata)

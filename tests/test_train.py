@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from helpers.embedding_files import WRITERS
 from PIL import Image
 
 import train
-from tinyldm import recipes
+from tinyldm import InputError, recipes
 from tinyldm import run as running
 from tinyldm.formats.checkpoint import load_checkpoint, open_checkpoint
 from tinyldm.formats.embeddings import load_embeddings, save_embeddings
@@ -194,7 +195,16 @@ def test_a_phrase_starts_one_vector_per_token(run, tmp_path):
 )
 def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny, vectors, init):
     defaults = replace(tiny.defaults, object=Learning("striped halved square"))
-    options = Namespace(init=None, vectors=vectors, property="object", save_every=None, captions=False, recipe="paper")
+    options = Namespace(
+        resume=False,
+        templates=None,
+        init=None,
+        vectors=vectors,
+        property="object",
+        save_every=None,
+        captions=False,
+        recipe="paper",
+    )
     options.steps = options.batch = options.lr = options.size = None
     train.fill_in_defaults(options, defaults)
     assert options.init == init
@@ -202,7 +212,16 @@ def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny
 
 @pytest.mark.parametrize(("learns", "word"), [("object", "thing"), ("style", "painting")])
 def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word):
-    options = Namespace(init=None, vectors=None, property=learns, save_every=None, captions=False, recipe="paper")
+    options = Namespace(
+        resume=False,
+        templates=None,
+        init=None,
+        vectors=None,
+        property=learns,
+        save_every=None,
+        captions=False,
+        recipe="paper",
+    )
     options.steps = options.batch = options.lr = options.size = None
     train.fill_in_defaults(options, tiny.defaults)
     assert options.init == word and len(tiny.tokenizer.encode(word)) == 1
@@ -213,7 +232,6 @@ def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word
     [
         ([], "auto-start,falling"),
         (["--init", "heart"], "falling"),
-        (["--init", "heart", "--recipe", "auto-start"], "auto-start"),
         (["--captions"], "auto-start,falling,captions"),
         (["--recipe", "paper,captions", "--captions"], "paper,captions"),
     ],
@@ -222,6 +240,27 @@ def test_a_start_that_was_given_is_not_looked_for(typed, recipe):
     options = train.parse_options(["--images", "pictures", "--token", "S*", *typed])
     train.fill_in_defaults(options, Defaults(object=Learning("object", recipe="auto-start,falling")))
     assert options.recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("--templates t.txt --recipe falling,captions", "--templates and the recipe captions each say the captions"),
+        ("--init heart --recipe auto-start", "--init and the recipe auto-start each say the start"),
+        ("--vectors 1 --recipe 3-word", "--vectors 1 and the recipe 3-word each say the number of vectors"),
+    ],
+)
+def test_two_options_that_say_the_same_are_refused_and_not_when_a_run_goes_on(typed, expected):
+    """A run's own settings have all of them: what it took from the recipe stands beside it."""
+    options = ["--images", "pictures", "--token", "S*", *typed.split()]
+    with pytest.raises(InputError, match=expected):
+        train.fill_in_defaults(train.parse_options(options), Defaults())
+    train.fill_in_defaults(train.parse_options([*options, "--resume"]), Defaults())
+
+
+@pytest.mark.parametrize("typed", ["--vectors 3 --recipe 3-word", "--vectors 2 --recipe progressive"])
+def test_a_number_of_vectors_that_suits_the_recipe_may_be_said(typed):
+    train.fill_in_defaults(train.parse_options(["--images", "a", "--token", "S*", *typed.split()]), Defaults())
 
 
 def test_of_the_checkpoints_start_as_many_words_are_taken_as_the_recipe_has_vectors():
@@ -252,8 +291,11 @@ def test_every_tools_file_can_be_the_start(tiny, tmp_path):
     vectors = 0.1 * torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
     for write, suffix, _ in WRITERS:
         write(tmp_path / f"e{suffix}", vectors)
-        options = Namespace(init=str(tmp_path / f"e{suffix}"), vectors=None)
-        assert torch.equal(train.first_vectors(tiny, options), vectors), write
+        for name in (f"e{suffix}", f"E{suffix.upper()}"):
+            (tmp_path / f"e{suffix}").rename(tmp_path / name)
+            options = Namespace(init=str(tmp_path / name), vectors=None)
+            assert torch.equal(train.first_vectors(tiny, options), vectors), write
+            (tmp_path / name).rename(tmp_path / f"e{suffix}")
 
 
 def test_a_word_of_a_file_of_several_can_be_the_start(run, tmp_path):
@@ -388,7 +430,7 @@ def test_odd_tokens_reach_the_captions_and_the_file(tiny, tmp_path):
         add_words(tiny, {token: vectors})
         captions_of(tiny, templates_for(tiny, "object"), token)
     save_embeddings(tmp_path / "a.safetensors", dict.fromkeys(tokens, vectors))
-    assert set(load_embeddings(tmp_path / "a.safetensors")) == set(tokens)
+    assert set(load_embeddings(tmp_path / "a.safetensors")) == {normalize("NFC", token) for token in tokens}
 
 
 def test_a_token_too_long_for_a_files_name_gets_a_folder_all_the_same():

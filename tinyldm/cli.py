@@ -17,6 +17,7 @@ import torch
 from tinyldm import InputError, ranks
 from tinyldm.schedule import PREDICTIONS
 
+WINDOWS = os.name == "nt"
 TINY = Path("weights/tiny")
 MOST_PICTURES = 10_000  # of one command: their names have four digits
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]  # Ctrl-C; what a cluster sends before it kills
@@ -108,6 +109,10 @@ def command(*words: object) -> str:
 
     In double quotes where nothing inside means anything to a shell: they read best, and Windows knows no others.
     """
+    if WINDOWS:  # where a backslash stands in every path and means itself
+        plain = re.compile(r"[\w.:\\/=+-]+")
+        escaped = ((word, word.replace('"', r"\"")) for word in map(str, words))
+        return " ".join(word if plain.fullmatch(word) else f'"{safe}"' for word, safe in escaped)
     quoted = [(word, shlex.quote(word)) for word in map(str, words)]
     return " ".join(safe if safe == word or re.search(r'["$`\\!]', word) else f'"{word}"' for word, safe in quoted)
 

@@ -53,8 +53,9 @@ def find_images(folder: str | Path) -> list[Path]:
     return images
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """One picture as RGB, the way it is meant to be seen: upright, on white where it is transparent, its first frame.
+def read_image(path: str | Path, background: str = "white") -> Image.Image:
+    """One picture as RGB, the way it is meant to be seen: upright, on the background where it is transparent, its first
+    frame.
 
     Raises InputError if the file is missing, empty, cut off, not a picture, or so large that unpacking it is a risk.
     """
@@ -62,7 +63,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path, formats=RASTER_FORMATS) as image:
             image.load()
-            return as_rgb(upright(image))
+            return as_rgb(upright(image), background)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}; give the path of a picture") from None
     except Image.DecompressionBombError as error:
@@ -79,16 +80,18 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any mode that a file can have, to RGB."""
+def as_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any mode that a file can have, to RGB. ValueError if nobody knows what its numbers mean."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # 16 bits a pixel, grey; Pillow's own conversion clips at 255
         pixels = np.asarray(image).astype(np.float64) / 257  # 65535 = 255 * 257
-        image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+        if not 0 <= pixels.min() <= pixels.max() <= 255:
+            raise ValueError("its pixels are whole numbers of 32 bits and of unknown range")
+        image = Image.fromarray(pixels.round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 

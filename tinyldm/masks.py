@@ -25,7 +25,7 @@ def read_source(
     """Raises InputError as read_image does, and for a mask of another size or without white."""
     image = read_image(file)
     if mask:
-        white = read_image(mask)
+        white = read_image(mask, background="black")  # of a layer that was painted on, only the paint is white
         if white.size != image.size:
             found, expected = (f"{each.width}x{each.height} pixels" for each in (white, image))
             raise InputError(

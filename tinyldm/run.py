@@ -138,7 +138,7 @@ class Run:
             saved = load(read_bytes(file, MAX_STATE_BYTES))
             for name, here in self.state().items():
                 kind = (saved[name].dtype, saved[name].shape) if name in saved else None
-                shape = here.shape if name != "watched" else saved[name].shape
+                shape = saved[name].shape if name == "watched" and kind else here.shape
                 if kind != (here.dtype, shape) or not saved[name].isfinite().all():
                     raise ValueError(f"{name} is missing or damaged")
             if not 0 <= saved["done"] <= 10**9:

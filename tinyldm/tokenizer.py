@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
+from unicodedata import normalize
 
 import ftfy
 import regex
@@ -208,11 +209,14 @@ class Tokenizer:
         return kept
 
     def split_placeholders(self, text: str) -> list[str]:
-        """Cut the text before and after each placeholder: longest first, and never inside a longer word."""
+        """Cut the text before and after each placeholder: longest first, and never inside a longer word. Whether an
+        accent is on its letter or a sign of its own, as in the names of a Mac's files, makes no difference."""
         if not self.placeholders:
             return [text]
-        patterns = map(pattern_of, sorted(self.placeholders, key=len, reverse=True))
-        return regex.split(f"({'|'.join(patterns)})", text)
+        placeholders = {normalize("NFC", token): token for token in self.placeholders}
+        patterns = map(pattern_of, sorted(placeholders, key=len, reverse=True))
+        pieces = regex.split(f"({'|'.join(patterns)})", normalize("NFC", text))
+        return [placeholders.get(piece, piece) for piece in pieces]
 
     def encode_plain(self, text: str) -> list[int]:
         return [i for word in SPLIT.findall(clean(text)) for i in self.encode_word(word)]

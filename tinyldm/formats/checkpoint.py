@@ -89,7 +89,7 @@ def configured(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # of JSON that is broken
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:  # of JSON that is broken
         raise InputError(f"{path}: its configuration is incomplete or broken ({error!r}); copy it again") from error
 
 
@@ -142,7 +142,7 @@ def load_clip(
     else:
         try:
             config = build(CLIPConfig, asdict(clip_sizes(file.shapes)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             found = f"{path} does not say its sizes ({error}); expected the file of both towers"
             raise InputError(f"{found}, as weights/tiny/clip.safetensors or openai's model.safetensors") from error
     part = Part(CLIP, config, file, prefixed(""), list(file.shapes))

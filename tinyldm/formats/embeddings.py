@@ -17,6 +17,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,7 @@ def load_embeddings(
     broken, something else than an embedding, or of another width.
     """
     path, word = split_word(file)
+    word = word and normalize("NFC", word)
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an embedding file: try {path / 'embedding.safetensors'}")
     check_is_file(path)
@@ -80,7 +82,8 @@ def load_embeddings(
     if (claimed := sum(tensor.numel() * tensor.element_size() for _, tensor in pairs)) > min(size, MAX_TENSOR_BYTES):
         found = f"claims {claimed} bytes of numbers, expected at most {min(size, MAX_TENSOR_BYTES)}"
         raise InputError(f"{path} {found}: if it is a checkpoint, give it as --weights")
-    words = joined(checked_vectors(path, pairs, width))
+    # A file's name on a Mac has an accent as a sign of its own; prompts are typed with it on its letter.
+    words = joined((normalize("NFC", name), vectors) for name, vectors in checked_vectors(path, pairs, width))
     if word is not None and word not in words and len(words) > 1:
         raise InputError(f"{path} holds {listed(words)}, not {word!r}; after the colon give one of these")
     if word is not None:

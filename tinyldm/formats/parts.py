@@ -38,6 +38,7 @@ DROPPED = {
     r"betas$|alphas_cumprod|sqrt_|log_one_minus_|posterior_|lvlb_weights$|logvar$": "the noise schedule, computed here",
     r"(.*\.)?(text_projection(\.weight)?|logit_scale)$": "CLIP's comparison with pictures",
     r"(first_stage_model\.)?loss\.": "what the autoencoder was trained against",
+    r"v_pred$": "ComfyUI's sign that the model predicts v",
 }
 
 

@@ -55,7 +55,7 @@ def read_single_file(
             autoencoder = Part(AutoencoderKL, sizes, weights, prefixed(PREFIXES["autoencoder"]), keys["autoencoder"])
         else:
             autoencoder, scale = other
-        stated = STATED.get(weights.metadata.get("modelspec.prediction_type", "").lower())
+        stated = stated_prediction(path, weights)
         otherwise = prediction_of_2x(weights) if is_2x and not (stated or flag) else OF_1X
     except InputError:
         raise
@@ -77,6 +77,15 @@ def read_single_file(
         pad="zero" if is_2x else "end",
         defaults=Defaults(size=768 if is_2x and prediction.target == "v" else 512),
     )
+
+
+def stated_prediction(path: Path, weights: WeightsFile) -> str | None:
+    """What the file says of itself, as kohya's and ComfyUI's tools write it; ComfyUI also in the name of a tensor."""
+    if "ztsnr" in weights.shapes:
+        found = f"{path} is of a zero terminal SNR (it holds ztsnr), whose noise schedule is another"
+        raise InputError(f"{found}; {LOADABLE}")
+    said = (weights.metadata.get(f"modelspec.{name}", "").lower() for name in ("prediction_type", "predict_key"))
+    return "v" if "v_pred" in weights.shapes else next(filter(None, map(STATED.get, said)), None)
 
 
 def prediction_of_2x(weights: WeightsFile) -> Prediction:
