@@ -80,7 +80,9 @@ def test_plain_words_are_read_as_they_are_typed(place, scores, tiny):
     ((vectors, more),) = scores
     ids = tiny.tokenizer.encode("a purple star")
     assert torch.equal(vectors, tiny.text_encoder.table[ids])
-    assert "a photo of purple star on a green background" in [question.prompt for question in more["questions"]]
+    asked = [question.prompt for question in more["questions"]]
+    assert "a photo of purple star on a green background" in asked
+    assert "a photo of a blue star on a white background" in asked  # not of a blue purple star
     assert figures["references"] == {"image only": {"reconstruction": 0.5, "editability": 0.25}}
 
 

@@ -24,7 +24,7 @@ AGREES, DIFFERS, OPEN = "agrees", "does not agree", "not decided"
     ],
 )
 def test_a_verdict_takes_the_whole_interval(interval, higher, lower, equal):
-    found = Estimate(sum(interval) / 2, *interval)
+    found = Estimate(sum(interval) / 2, *interval, count=5)
     assert [verdict(found, how) for how in (HIGHER, LOWER, EQUAL)] == [higher, lower, equal]
 
 
@@ -47,6 +47,15 @@ def test_a_claim_is_judged_by_the_recipes_that_are_there():
         ("2-word", "reconstruction", AGREES),
     ]
     assert found[1].difference.mean == pytest.approx(0.2)
+
+
+def test_of_a_recipe_that_learned_next_to_nothing_no_verdict_is_told():
+    claim = Claim("", "", [Expected("low-rate", "editability", HIGHER), Expected("falling", "editability", HIGHER)])
+    table = {
+        recipe: {concept: {RIGHT: right, "editability": 0.5 + right / 10} for concept in "abcde"}
+        for recipe, right in (("untrained", 0.55), ("low-rate", 0.58), ("falling", 0.9), ("paper", 0.4))
+    }
+    assert [finding.verdict for finding in findings(table, claim)] == ["it learned too little to tell", "agrees"]
 
 
 def test_a_single_concept_decides_nothing():

@@ -83,6 +83,19 @@ def test_the_norm_is_relative_to_that_of_known_words(tiny):
     assert words.relative_norm(tiny, vectors) == pytest.approx(15 / known_norm(tiny))
 
 
+@pytest.mark.parametrize("count", [5, 8, 17])
+def test_of_few_values_too_the_interval_holds_the_mean_in_95_of_100_cases(monkeypatch, count):
+    monkeypatch.setattr(words, "RESAMPLES", 2000)
+    samples = np.random.default_rng(0).normal(size=(1000, count))
+    held = np.mean([low <= 0 <= high for low, high in map(words.interval, samples)])
+    assert 0.9 < held < 0.98  # the plain bootstrap: 0.84, 0.87 and 0.91
+
+
+def test_the_quantiles_of_students_t_are_those_of_the_tables():
+    for freedom, expected in ((1, 12.706), (2, 4.303), (4, 2.776), (7, 2.365), (16, 2.120), (100, 1.984)):
+        assert words.student(freedom) == pytest.approx(expected, abs=0.01)
+
+
 def test_the_interval_is_that_of_the_mean_and_narrows_with_more_words():
     assert words.interval([0.7] * 8) == (pytest.approx(0.7), pytest.approx(0.7))
     values = np.random.default_rng(0).normal(0.5, 0.2, 400)

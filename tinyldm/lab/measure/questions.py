@@ -194,7 +194,7 @@ def on_backgrounds(word: str, thing: Thing) -> list[Question]:
 
 def combined(word: str, thing: Thing) -> list[Question]:
     """8 pictures of each sentence that asks the word to combine."""
-    new = "red" if "blue" in colours_of(thing) else "blue"
+    new = new_colour(thing)
     takes = [HasColours((new,))]
     if thing.colour2:  # which it may keep or lose
         takes.append(HasColours((new, thing.colour2)))
@@ -210,6 +210,11 @@ def combined(word: str, thing: Thing) -> list[Question]:
         )
         for _ in range(8)
     ]
+
+
+def new_colour(thing: Thing) -> str:
+    """One to ask for that is none of its own."""
+    return "red" if "blue" in colours_of(thing) else "blue"
 
 
 def backgrounds_for(colours: tuple[str, ...]) -> list[str]:

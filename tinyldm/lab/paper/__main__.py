@@ -7,7 +7,8 @@
     python -m tinyldm.lab.paper --page                               only write the page again
 
 Writes a page with its pictures, cells.jsonl with a line for each recipe, concept and seed, and words/ with what was
-learned. A run that was stopped goes on where it was; what was changed since is measured again, and nothing else.
+learned. A run that was stopped goes on where it was. Cells whose recipe, loss, concept or weights were changed since
+are measured again; of other code, such as a sampler's, that is not noticed: delete cells.jsonl then.
 """
 
 import os
@@ -38,6 +39,7 @@ from tinyldm.lab.world.drawing import SIZE
 
 OUT = {"reporting": Path("docs/paper"), "choosing": Path("outputs/paper-choosing")}
 QUICK = (PAPER, DEFAULT, "3-word", "high-rate", "auto-start,low-variance,falling")
+SEEDS = 3
 CURVES, QUICK_CURVES = 6, 2  # of the best recipes, on every second concept
 
 
@@ -83,8 +85,9 @@ def main(arguments: list[str]) -> None:
             raise InputError(f"{file.path} has no cell of these weights; leave out --page to measure some")
         draw_strips(learned_recipes(table_of(lines)), asked, place, options.out / "strips.png")
     usual = model.defaults.object, model.defaults.style
-    missing = len(open_cells(cells_for(options, asked), file, digests))
-    write_page(Page(lines, valid(curve=True), usual, options.concepts, missing), options.out)
+    whole = Namespace(only=[*dict.fromkeys([*COMPARED, *options.only])], seeds=max(SEEDS, options.seeds))
+    missing = 0 if options.quick else len(open_cells(cells_for(whole, [*concepts.values()]), file, digests))
+    write_page(Page(lines, valid(curve=True), usual, options.concepts, missing, options.quick), options.out)
     print(f"written: {cli.printable(options.out / 'README.md')}")
 
 
@@ -140,7 +143,7 @@ def parse_options(arguments: list[str]) -> Namespace:
         help=f'of train.py, or "{DEFAULT}"; in quotes with options behind it (default: {len(COMPARED)} recipes)',
     )
     add("--concepts", choices=list(SETS), default="reporting", help="to learn words for (%(default)s)")
-    add("--seeds", type=cli.whole_number(1, 1000), metavar="N", help="to learn each word with (default: 3)")
+    add("--seeds", type=cli.whole_number(1, 1000), metavar="N", help=f"to learn each word with (default: {SEEDS})")
     add(
         "--processes",
         type=cli.whole_number(1, 1000),
@@ -153,7 +156,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--page", action="store_true", help="measure nothing, write the page from what is there")
     options = parser.parse_args(arguments)
     options.only = options.only or list(QUICK if options.quick else COMPARED)
-    options.seeds = options.seeds or (1 if options.quick else 3)
+    options.seeds = options.seeds or (1 if options.quick else SEEDS)
     options.out = options.out or OUT[options.concepts]
     return options
 

@@ -19,12 +19,12 @@ from tinyldm.images import fitted
 from tinyldm.inversion import add_words, vectors_of
 from tinyldm.lab import TINY
 from tinyldm.lab.measure.judge import Judge, load_judge
+from tinyldm.lab.measure.questions import Question
 from tinyldm.lab.measure.score import NO_WORD, Score, score
 from tinyldm.lab.measure.words import relative_norm
 from tinyldm.lab.measure.zero_shot import read_clip
-from tinyldm.lab.paper.concepts import CONCEPTS, Concept
+from tinyldm.lab.paper.concepts import CONCEPTS, Concept, in_plain_words
 from tinyldm.lab.paper.lessons import PAPER, TOKEN, Learned, learn, settings
-from tinyldm.lab.world.captions import name_of
 from tinyldm.latent_diffusion import LatentDiffusion
 from tinyldm.tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ def measured(cell: Cell, place: Place) -> dict[str, object]:
                 return measured_reference(cell, model, concept)
             learned = learn(cell.recipe, concept, cell.seed, place.fast, place.scratch, model.defaults)
             last = max(learned.steps)
-            figures = figures_of(scored(model, concept, learned.steps[last], cell.seed))
+            figures = figures_of(scored(model, concept, learned.steps[last], cell.seed, concept.questions(TOKEN)))
     except InputError as error:
         raise InputError(f"{cell.recipe}, {cell.concept}, seed {cell.seed}: {error}") from error
     keep(learned, cell, place)
@@ -98,19 +98,21 @@ def keep(learned: Learned, cell: Cell, place: Place) -> None:
 def measured_on_its_way(cell: Cell, place: Place, model: LatentDiffusion, concept: Concept) -> dict[str, object]:
     steps = {int(done): vectors for done, vectors in load_file(word_file(place.out, cell, "-steps")).items()}
     chosen = {min(steps, key=lambda done: abs(done - share * max(steps))) for share in CURVE}
-    points = {done: figures_of(scored(model, concept, steps[done], cell.seed, few=True)) for done in sorted(chosen)}
-    return {"points": [{"steps": done} | figures for done, figures in points.items()]}
+    questions, points = concept.questions(TOKEN), []
+    for done in sorted(chosen):
+        points.append({"steps": done} | figures_of(scored(model, concept, steps[done], cell.seed, questions, few=True)))
+    return {"points": points}
 
 
 def measured_reference(cell: Cell, model: LatentDiffusion, concept: Concept) -> dict[str, object]:
     """Of plain words; or of the word that others start from, beside it what needs no word."""
     if cell.recipe == PLAIN:
-        said, others = name_of(concept.pictures[0].things[0]), {}
+        questions, others = in_plain_words(concept.pictures[0].things[0]), {}
         vectors = vectors_of(model, concept.plain)
     else:
-        said, others = TOKEN, NO_WORD
+        questions, others = concept.questions(TOKEN), NO_WORD
         vectors = vectors_of(model, settings(PAPER, concept.subject, model.defaults)["init"])
-    result = scored(model, concept, vectors, cell.seed, said=said, references=others)
+    result = scored(model, concept, vectors, cell.seed, questions, references=others)
     references = {
         name: {"reconstruction": figures.reconstruction, "editability": figures.editability()}
         for name, figures in result.references.items()
@@ -131,8 +133,8 @@ def scored(
     concept: Concept,
     vectors: Tensor,  # the word's, (count, width)
     seed: int,
+    questions: list[Question],
     *,
-    said: str = TOKEN,  # what questions call the concept
     few: bool = False,  # only one prompt of each kind
     references: dict[str, str] | None = None,
 ) -> Score:
@@ -151,7 +153,7 @@ def scored(
         list(of_each_kind.values()) if few else concept.prompts,
         reconstruction=concept.reconstruction,
         references=references or {},
-        questions=concept.questions(said),
+        questions=questions,
         judge=judge,
         num=NUM,
         steps=STEPS,

@@ -2,13 +2,15 @@
 
 from typing import NamedTuple
 
-from tinyldm.lab.paper.cells import PLAIN
+from tinyldm.lab.paper.cells import PLAIN, UNTRAINED
 from tinyldm.lab.paper.lessons import PAPER
-from tinyldm.lab.paper.table import IMAGE_ONLY, RIGHT, Estimate, Table, differences, estimate
+from tinyldm.lab.paper.table import IMAGE_ONLY, RIGHT, Estimate, Table, difference, differences, estimate
 
 HIGHER, LOWER, EQUAL = "higher", "lower", "equal"
 NOT_DECIDED = "not decided"
+LEARNED_NOTHING = "it learned too little to tell"
 NEAR = 0.02  # what is equal differs by less
+LITTLE = 0.05  # of what is right: a word that has learned gains more
 
 
 class Expected(NamedTuple):
@@ -101,17 +103,25 @@ class Finding(NamedTuple):
 
 
 def findings(table: Table, claim: Claim) -> list[Finding]:
-    """Of those expectations that the table has figures for. A single concept, without an interval, decides nothing."""
+    """Of those expectations that the table has figures for."""
     found = []
     for each in claim.expected:
         if pairs := differences(table, each.recipe, each.than, each.measure):
-            gap = estimate(pairs)
-            found.append(Finding(each, gap, verdict(gap, each.how) if len(pairs) > 1 else NOT_DECIDED))
+            gap, too_little = estimate(pairs), has_learned_nothing(table, each.recipe)
+            found.append(Finding(each, gap, LEARNED_NOTHING if too_little else verdict(gap, each.how)))
     return found
 
 
+def has_learned_nothing(table: Table, recipe: str) -> bool:
+    """Whether its words are hardly better than before they learned; then they say nothing of its way."""
+    gained = difference(table, recipe, UNTRAINED, RIGHT)
+    return gained is not None and gained.mean < LITTLE
+
+
 def verdict(found: Estimate, how: str) -> str:
-    """Whether the whole interval is where it was expected, or none of it, or neither."""
+    """Whether the whole interval is where it was expected, or none of it, or neither. One concept decides nothing."""
+    if found.count < 2:
+        return NOT_DECIDED
     if how == EQUAL:
         agrees = max(abs(found.low), abs(found.high)) < NEAR
         differs = found.low > NEAR or found.high < -NEAR

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tinyldm.lab.measure.outlines import UNSEEN_SHAPES, HasOutline, true_silhouettes
 from tinyldm.lab.measure.prompts import TINY_PROMPTS, TINY_STYLE_PROMPTS, Prompts
-from tinyldm.lab.measure.questions import OBJECTS, TUNING_OBJECTS, Check, Question, in_style
+from tinyldm.lab.measure.questions import OBJECTS, TUNING_OBJECTS, Check, Question, in_style, new_colour
 from tinyldm.lab.measure.score import questions_of_thing
 from tinyldm.lab.paper.figures import THINGS, draw_figure, figure_silhouettes
 from tinyldm.lab.world.captions import background_phrase, name_of, with_articles
@@ -112,6 +112,17 @@ def about_thing(word: str, thing: Thing, outline: HasOutline | None = None) -> l
     """
     asked = questions_of_thing(word, thing)[::2]
     return [replace(question, checks=measured(question.checks, outline)) for question in asked] if outline else asked
+
+
+def in_plain_words(thing: Thing) -> list[Question]:
+    """The same of a name in the word's place. Another colour stands for its own one, not before it."""
+    other = name_of(replace(thing, colour=new_colour(thing)))
+    return [
+        replace(question, prompt=f"a photo of a {other} on a white background")
+        if "new colour" in question.checks
+        else question
+        for question in about_thing(name_of(thing), thing)
+    ]
 
 
 def measured(checks: dict[str, Check], outline: HasOutline) -> dict[str, Check]:

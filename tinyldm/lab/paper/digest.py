@@ -94,7 +94,8 @@ def weights_digest(model: LatentDiffusion) -> str:
 
 
 def concept_digest(concept: Concept) -> str:
-    """Of its pictures, and of what is asked about it."""
+    """Of its pictures, and of what is asked about it and of it."""
     pixels = b"".join(image.tobytes() for image in concept.images())
     questions = [[question.prompt, *question.checks] for question in concept.questions("S*")]
-    return digest_of(hashlib.sha256(pixels).hexdigest(), questions, concept.plain, concept.captions("S*"))
+    asked = [questions, concept.prompts, concept.reconstruction]
+    return digest_of(hashlib.sha256(pixels).hexdigest(), asked, concept.plain, concept.captions("S*"))

@@ -10,7 +10,7 @@ from tinyldm.formats.hashes import file_sha256
 from tinyldm.lab import TINY
 from tinyldm.lab.measure.judge import WEIGHTS as JUDGE
 from tinyldm.lab.paper.cells import CURVE, NUM, PLAIN, STEPS, UNTRAINED, Cell
-from tinyldm.lab.paper.concepts import CONCEPTS
+from tinyldm.lab.paper.concepts import CONCEPTS, in_plain_words
 from tinyldm.lab.paper.digest import concept_digest, digest_of
 from tinyldm.lab.paper.lessons import PAPER, SAVES, settings
 from tinyldm.latent_diffusion import Defaults
@@ -31,7 +31,10 @@ class Digests:
     def __call__(self, cell: Cell) -> str:
         recipe = PAPER if cell.recipe in (UNTRAINED, PLAIN) else cell.recipe
         learned = self.of_recipe(recipe, CONCEPTS[cell.concept].subject)
-        return digest_of(cell, learned, self.of_concept(cell.concept), self.common, CURVE if cell.curve else None)
+        more: object = CURVE if cell.curve else None
+        if cell.recipe == PLAIN:
+            more = [question.prompt for question in in_plain_words(CONCEPTS[cell.concept].pictures[0].things[0])]
+        return digest_of(cell, learned, self.of_concept(cell.concept), self.common, more)
 
 
 class CellFile:

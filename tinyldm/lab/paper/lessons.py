@@ -22,7 +22,7 @@ from tinyldm.formats.embeddings import load_embeddings
 from tinyldm.inversion import TEMPLATES
 from tinyldm.lab.measure.learning import UNSEEN, train_script
 from tinyldm.lab.paper.concepts import Concept
-from tinyldm.lab.paper.digest import definition
+from tinyldm.lab.paper.digest import code_of, definition
 from tinyldm.latent_diffusion import Defaults
 from tinyldm.recipes import RECIPES
 
@@ -73,7 +73,8 @@ def settings(recipe: str, subject: str, defaults: Defaults) -> dict[str, object]
     names = ("recipe", "init", "vectors", "property", "steps", "batch", "lr", "size", "dtype")
     chosen = {name: getattr(options, name) for name in names}
     templates = {"templates": TEMPLATES[subject], "but those that say": defaults.taken_literally}
-    return chosen | templates | {"the recipe means": definition(options.recipe)}
+    loss = {"the loss": [code_of(train().inversion_loss), code_of(train().squared_error)]}
+    return chosen | templates | loss | {"the recipe means": definition(options.recipe)}
 
 
 class Learned(NamedTuple):

@@ -42,11 +42,13 @@ def scatter(table: Table, file: Path) -> None:
     recipes = learned_recipes(table)
     for number, recipe in enumerate(recipes):
         cross(everything, *(mean(table, recipe, measure) for measure in AXES), **look(number), label=recipe)
+    most = max(mean(table, recipe, AXES[0]).count for recipe in recipes)
     for recipe in REFERENCES:
         if recipe in table:
             x, y = (mean(table, recipe, measure) for measure in AXES)
             cross(everything, x, y, color="black", marker="D", markersize=8)
-            everything.annotate(recipe, (x.mean, y.mean), (6, 6), textcoords="offset points", fontsize=8)
+            some = f" ({x.count} concepts)" * (x.count < most)
+            everything.annotate(recipe + some, (x.mean, y.mean), (6, 6), textcoords="offset points", fontsize=8)
     everything.set_title("with the references", fontsize=10)
     for axes in others:
         gaps = {recipe: [difference(table, recipe, PAPER, measure) for measure in AXES] for recipe in recipes}

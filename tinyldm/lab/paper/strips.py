@@ -41,7 +41,7 @@ def draw_strips(recipes: Sequence[str], concepts: Sequence[Concept], place: Plac
     shown = one_of_each_kind(concepts)
     words = {recipe: [word_file(place.out, Cell(recipe, concept.name)) for concept in shown] for recipe in recipes}
     words = {recipe: files for recipe, files in words.items() if all(file.is_file() for file in files)}
-    source = digest_of({recipe: [*map(file_sha256, files)] for recipe, files in words.items()}, PROMPTS)
+    source = digest_of([[recipe, *map(file_sha256, files)] for recipe, files in words.items()], PROMPTS)
     if not words or (file.exists() and Image.open(file).text.get(DRAWN_FROM) == source):
         return
     count = len(PROMPTS["object"])

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from tinyldm.lab.measure.words import interval
 from tinyldm.lab.paper.cells import PLAIN, UNTRAINED
+from tinyldm.lab.paper.concepts import CONCEPTS
 
 IMAGE_ONLY, PROMPT_ONLY = "image only", "prompt only"
+OF_STYLE = "editability of a style"  # on a scale of its own: what looks like the style looks less like the prompt
 REFERENCES = (IMAGE_ONLY, PROMPT_ONLY, PLAIN, UNTRAINED)
 RIGHT = "right"  # how much of what is checked: the mean of both halves below
 LIKENESS, EDITS = f"{RIGHT}, likeness", f"{RIGHT}, edits"
@@ -17,26 +19,30 @@ Table = dict[str, dict[str, dict[str, float]]]  # recipe -> concept -> measure -
 
 
 class Estimate(NamedTuple):
-    """A mean over concepts, and within which 95% of such means lie (words.interval)."""
+    """A mean over concepts, its 95% interval (words.interval), and how many concepts there are."""
 
     mean: float
     low: float
     high: float
+    count: int
 
     @property
     def is_decided(self) -> bool:
-        """Whether it is surely above or below 0."""
-        return self.low > 0 or self.high < 0
+        """Whether it is surely above or below 0. A single concept has no interval and decides nothing."""
+        return self.count > 1 and (self.low > 0 or self.high < 0)
 
 
 def table_of(lines: Iterable[dict]) -> Table:
     """Of the lines of cells that are no curves. What needs no word has rows of its own."""
     rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     for line in lines:
-        rows.setdefault((line["recipe"], line["concept"]), []).append(measures_of(line))
-        for name, figures in line.get("references", {}).items():
-            if line["recipe"] == UNTRAINED:
-                rows.setdefault((name, line["concept"]), []).append(figures)
+        found = {line["recipe"]: measures_of(line)}
+        found |= line.get("references", {}) if line["recipe"] == UNTRAINED else {}
+        for name, figures in found.items():
+            if (concept := CONCEPTS.get(line["concept"])) and concept.subject == "style":
+                others = {measure: value for measure, value in figures.items() if measure != "editability"}
+                figures = others | {OF_STYLE: figures["editability"]}
+            rows.setdefault((name, line["concept"]), []).append(figures)
     table: Table = {}
     for (recipe, concept), of_seeds in rows.items():
         means = {measure: fmean(row[measure] for row in of_seeds) for measure in of_seeds[0]}
@@ -77,7 +83,7 @@ def values_of(table: Table, recipe: str, measure: str) -> dict[str, float]:
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """None of no values."""
-    return Estimate(fmean(values), *interval(values)) if values else None
+    return Estimate(fmean(values), *interval(values), len(values)) if values else None
 
 
 def mean(table: Table, recipe: str, measure: str) -> Estimate | None:
