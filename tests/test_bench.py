@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -71,16 +70,15 @@ def test_a_sheet_is_24_pictures_in_the_checkpoints_own_steps(monkeypatch, quick)
     assert len(predicted) == 2 * 24 / 4  # four pictures at a time
 
 
-def test_beside_another_checkout_each_round_is_timed_and_kept(tmp_path):
-    command = [sys.executable, "tests/bench.py", "--beside", ROOT, "--what", "encode", "--rounds", "3"]
-    ended = subprocess.run([*command, "--json", tmp_path / "a.json"], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+def test_beside_another_checkout_each_round_is_timed_and_kept(tmp_path, capsys):
+    command = ["--beside", str(ROOT), "--what", "encode", "--rounds", "3"]
+    bench.main([*command, "--json", str(tmp_path / "a.json")])
     kept = json.loads((tmp_path / "a.json").read_text())
     (row,) = kept["rows"]
     assert len(row["ours"]) == len(row["theirs"]) == 3 and min(row["ours"] + row["theirs"]) > 0
     assert row["ratio"] == sorted(b / a for a, b in zip(row["ours"], row["theirs"], strict=True))[1]
     assert 0 < row["share"] < 1.5 and min(row["memory"]) > 10**8
-    assert ended.stdout.splitlines()[2].startswith("| encoding | ")
+    assert capsys.readouterr().out.splitlines()[2].startswith("| encoding | ")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,27 +2,23 @@
 
 import random
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
-from fuzz import KINDS, damaged, damaged_json, faults, hashes
+from fuzz import KINDS, damaged, damaged_json, faults, hashes, main
 from helpers.children import Outcome
 from PIL import Image
 
 CASES = 110  # ten of each kind; tests/fuzz.py alone makes as many as are asked for
 
 
-def test_random_accidents_end_in_the_work_done_or_in_one_line(tmp_path):
-    command = [sys.executable, "tests/fuzz.py", "--cases", str(CASES), "--quiet", "--out", str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
-    assert f"{CASES} cases, 0 faults" in ended.stdout
+def test_random_accidents_end_in_the_work_done_or_in_one_line(tmp_path, capsys):
+    status = main(["--cases", str(CASES), "--quiet", "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert not status and f"{CASES} cases, 0 faults" in out, out
     for kind in KINDS:  # there were accidents, and not everything is refused
-        assert re.search(rf"^{kind}: status .*\b2", ended.stdout, re.MULTILINE), kind
-    assert ended.stdout.count(" x 0") > len(KINDS) / 2
+        assert re.search(rf"^{kind}: status .*\b2", out, re.MULTILINE), kind
+    assert out.count(" x 0") > len(KINDS) / 2
 
 
 GOOD = Outcome(

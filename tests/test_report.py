@@ -25,8 +25,8 @@ def judge():
 
 
 def test_the_tiny_checkpoint_obeys_its_prompts(tiny, judge, tmp_path):
-    """What `--only prompts` measures, on a twentieth of its prompts, or six for each figure, in ten steps of 25."""
-    tiny.defaults = replace(tiny.defaults, sampler_steps=10)
+    """What `--only prompts` measures, on a twentieth of its prompts, or six for each figure, in seven steps of 25."""
+    tiny.defaults = replace(tiny.defaults, sampler_steps=7)
     figures = report.report_prompts(tiny, judge, 0.05, tmp_path)
     assert len(figures) == 18
     assert min(figures.values()) >= 0.8 and np.mean(list(figures.values())) >= 0.95, figures

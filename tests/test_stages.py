@@ -52,7 +52,7 @@ def test_standardizing_changes_the_latents_and_no_decoded_picture(tmp_path):
 def small_batches():
     with pytest.MonkeyPatch.context() as patch:
         for stage, (recipe, train) in stages.STAGES.items():
-            patch.setitem(stages.STAGES, stage, (replace(recipe, batch=8), train))
+            patch.setitem(stages.STAGES, stage, (replace(recipe, batch=2), train))
         yield
 
 
@@ -97,7 +97,7 @@ def test_sheets_show_what_a_stage_has_learned(done, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "DEFAULTS", replace(stages.DEFAULTS, sampler_steps=2))
     pixels, pictures = make_pictures(8, 0)  # as few as the command allows
     for stage, (_, train) in stages.STAGES.items():
-        recipe = Recipe(steps=3, batch=8, lr=1e-3)
+        recipe = Recipe(steps=3, batch=2, lr=1e-3)
         assert train(Job(tmp_path / "run", stage, recipe, torch.from_numpy(pixels), pictures, 0, "cpu"))
         with Image.open(tmp_path / "run" / stage / "step-000003.png") as sheet:
             assert np.asarray(sheet).std() > 5
@@ -112,7 +112,7 @@ def test_a_frozen_text_encoder_keeps_the_weights_it_is_given(done, tmp_path):
     _, tokenizer = stages.load_first_stage(folder)
     torch.manual_seed(5)
     given = CLIPTextEncoder(text_config(tokenizer.vocabulary_size)).state_dict()
-    recipe = Recipe(steps=2, batch=8, lr=1e-3)
+    recipe = Recipe(steps=2, batch=2, lr=1e-3)
     job = Job(tmp_path, "frozen", recipe, torch.from_numpy(pixels), pictures, 0, "cpu")
     assert stages.train_diffusion(job, given)
     learned = load_section(folder, "average")

@@ -21,13 +21,12 @@ from tinyldm.lab.world.things import PATTERNS, Picture, Thing
 
 @pytest.fixture
 def knowing(monkeypatch):
-    """knowing(pictures, captions) replaces the towers by known features, one vector for each picture and caption, all
-    of which say what is in the picture."""
+    """knowing(captions) replaces the text tower by known features, one vector for each caption, which say what is
+    in the picture."""
     monkeypatch.setattr(captions, "VAGUE", 0)
     monkeypatch.setattr(zero_shot, "ways_to_say", lambda picture: [picture])
 
-    def replace(of_pictures, of_captions):
-        monkeypatch.setattr(zero_shot, "features_of_pictures", lambda model, pixels: of_pictures[pixels])
+    def replace(of_captions):
         monkeypatch.setattr(
             zero_shot, "features_of_captions", lambda model, tokenizer, texts: torch.stack([*map(of_captions, texts)])
         )
@@ -48,15 +47,15 @@ def test_a_model_that_knows_every_caption_ranks_it_first_and_its_opposite_never(
     pictures = plain_pictures(64)
     names = [f"{picture.things[0].colour} {picture.things[0].shape}" for picture in pictures]
     codes = torch.eye(64)
-    knowing(sign * codes, lambda text: next(codes[i] for i, name in enumerate(names) if name in text))
-    assert zero_shot.ranked_first(None, None, torch.arange(64), pictures) == expected
+    knowing(lambda text: next(codes[i] for i, name in enumerate(names) if name in text))
+    assert zero_shot.ranked_first(None, None, sign * codes, pictures) == expected
 
 
 def test_a_model_that_guesses_is_right_one_time_in_fifty(knowing):
     torch.manual_seed(0)
     pictures = plain_pictures(64) * 3
-    knowing(torch.randn(192, 16), lambda text: torch.randn(16))
-    assert zero_shot.ranked_first(None, None, torch.arange(192), pictures) == pytest.approx(0.02, abs=0.025)
+    knowing(lambda text: torch.randn(16))
+    assert zero_shot.ranked_first(None, None, torch.randn(192, 16), pictures) == pytest.approx(0.02, abs=0.025)
 
 
 def test_captions_that_are_true_of_the_picture_too_are_not_held_against_it(knowing):
@@ -64,8 +63,8 @@ def test_captions_that_are_true_of_the_picture_too_are_not_held_against_it(knowi
     pictures = plain_pictures(60) + plain_pictures(1) * 4
     codes = torch.eye(2)
     is_first = torch.tensor([picture == pictures[0] for picture in pictures]).long()
-    knowing(codes[is_first], lambda text: codes[int("red circle" in text)])
-    right = zero_shot.ranked_first(None, None, torch.arange(64), pictures)
+    knowing(lambda text: codes[int("red circle" in text)])
+    right = zero_shot.ranked_first(None, None, codes[is_first], pictures)
     assert right == 5 / 64  # the five; all the others' captions are one
 
 
@@ -73,12 +72,13 @@ def test_a_picture_is_of_the_class_with_the_likeliest_prompts(knowing):
     """Of the last picture, the best prompt is one of "up", though on average its prompts fit worse."""
     east, north, west = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     words = {"an east": east, "a west": west, "a north": north}
-    knowing(torch.stack([north, east, 0.6 * east + 0.8 * north]), lambda text: words[text])
+    features = torch.stack([north, east, 0.6 * east + 0.8 * north])
+    knowing(lambda text: words[text])
     model = tiny_clip(600).requires_grad_(False)
     prompts = {"up": ["a north"], "flat": ["a east", "a west"]}
-    assert zero_shot.classes_by_prompts(model, None, torch.arange(3), prompts) == ["up", "flat", "up"]
+    assert zero_shot.classes_by_prompts(model, None, features, prompts) == ["up", "flat", "up"]
     prompts = {"up": ["a north", "a west"], "right": ["a east"]}
-    assert zero_shot.classes_by_prompts(model, None, torch.arange(3), prompts) == ["up", "right", "up"]
+    assert zero_shot.classes_by_prompts(model, None, features, prompts) == ["up", "right", "up"]
 
 
 STAR = Thing("star", "red")
@@ -127,11 +127,14 @@ def test_the_command_asks_each_question_of_the_pictures_it_suits(run, monkeypatc
     """With answers that are all right but for the style, "photo" throughout."""
     array, pictures = make_pictures(80, seed=0)
     monkeypatch.setattr(zero_shot, "make_pictures", lambda count, seed, size: (array, pictures))
-    shown = {pixels.tobytes(): picture for pixels, picture in zip(array, pictures, strict=True)}
+    model, _ = zero_shot.read_clip(WEIGHTS / "clip.safetensors")
+    features = zero_shot.features_of_pictures(model, torch.from_numpy(array))
+    monkeypatch.setattr(zero_shot, "features_of_pictures", lambda model, pixels: features)
+    shown = {feature.numpy().tobytes(): picture for feature, picture in zip(features, pictures, strict=True)}
 
-    def answer(model, tokenizer, pixels, prompts):
+    def answer(model, tokenizer, features, prompts):
         what = next(what for what, classes in zero_shot.CLASSES.items() if classes is prompts)
-        classes = [zero_shot.class_of(shown[picture.numpy().tobytes()], what) for picture in pixels]
+        classes = [zero_shot.class_of(shown[feature.numpy().tobytes()], what) for feature in features]
         return ["photo"] * len(classes) if what == "style" else classes
 
     monkeypatch.setattr(zero_shot, "classes_by_prompts", answer)
@@ -169,14 +172,14 @@ def test_the_one_that_comes_with_the_project_is_small_and_knows_its_world():
     assert path.stat().st_size <= 8_000_000
     model, tokenizer = zero_shot.read_clip(path)
     array, pictures = make_pictures(200, HELD_OUT_SEED)
-    pixels = torch.from_numpy(array)
-    assert zero_shot.ranked_first(model, tokenizer, pixels[:150], pictures[:150]) >= 0.95
+    features = zero_shot.features_of_pictures(model, torch.from_numpy(array))
+    assert zero_shot.ranked_first(model, tokenizer, features[:150], pictures[:150]) >= 0.95
     right = {}
     for what, classes in zero_shot.CLASSES.items():
         expected = {i: name for i, picture in enumerate(pictures) if (name := zero_shot.class_of(picture, what))}
         most = 300 if what in ("shape", "pattern") else 100  # of thousands a class, few say what else a picture shows
         some = {name: random.Random(0).sample(prompts, min(most, len(prompts))) for name, prompts in classes.items()}
-        found = zero_shot.classes_by_prompts(model, tokenizer, pixels[list(expected)], some)
+        found = zero_shot.classes_by_prompts(model, tokenizer, features[list(expected)], some)
         right[what] = np.mean([one == other for one, other in zip(found, expected.values(), strict=True)])
     least = {"colour": 0.95, "shape": 0.75, "pattern": 0.8, "scene": 0.9, "style": 0.88}
     assert {what: right[what] for what in least if right[what] < least[what]} == {}

@@ -19,6 +19,7 @@ import shlex
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Literal
 from unicodedata import normalize
@@ -109,13 +110,22 @@ def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
     for word, times in words.items():
         add(word, times)
     merges: list[tuple[str, str]] = []
-    while pairs and len(merges) < count:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+    heap = [(-times, pair) for pair, times in pairs.items()]  # the most frequent one on top, old counts below new ones
+    heapify(heap)
+    while heap and len(merges) < count:
+        times, best = heappop(heap)
+        if pairs[best] != -times:
+            continue  # it has changed since
         merges.append(best)
+        changed: set[tuple[str, str]] = set()
         for word in holders.pop(best):
+            changed.update(pairwise(symbols[word]))
             add(word, -words[word])
             symbols[word] = merge(symbols[word], best)
             add(word, words[word])
+            changed.update(pairwise(symbols[word]))
+        for pair in changed & pairs.keys():
+            heappush(heap, (-pairs[pair], pair))
     return merges
 
 

@@ -8,6 +8,9 @@ another signal there, {"full": 3} a disk that is full from there on, {"remove": 
 deletes then, {"file_size": 5000} a limit of the operating system. A change is what Python does to a file or folder
 below the folder: open it for writing, make or rename it. Linux only.
 
+{"everywhere": "kill"} leaves, for each change, a copy of the folder as SIGKILL before it would: folder-kill-1, … The
+command itself runs through. {"everywhere": "full"} goes on in such copies with a full disk, each in one more process.
+
 Run as a script, this file is the process that forks: a line of JSON in, a line of JSON out.
 """
 
@@ -79,7 +82,6 @@ def serve() -> None:
     import importlib
 
     import torch
-    import torch._dynamo  # else every child does so, when it makes its first embedding on the meta device: 1 s
 
     import sample
     import train
@@ -162,18 +164,23 @@ def make_fault(
     full: int = 0,
     remove: tuple[int, str] = (0, ""),
     file_size: int = 0,
+    everywhere: str = "",
 ) -> None:
     """Arrange for one fault in this process; the numbers count its changes of files below the folder, from 1."""
     if file_size:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    seen = 0
+    seen, copying = 0, False
 
     def watch(event: str, arguments: tuple) -> None:
-        nonlocal seen
-        if not changes(event, arguments, folder):
+        nonlocal seen, copying
+        if copying or not changes(event, arguments, folder):
             return
         seen += 1
+        if everywhere:
+            copying = True
+            split_off(folder.with_name(f"{folder.name}-{everywhere}-{seen}"))
+            copying = False
         if seen == kill:
             os.kill(os.getpid(), signal.SIGKILL)
         if seen == signal_at[0]:
@@ -183,7 +190,22 @@ def make_fault(
         if full and seen >= full and event in ("open", "os.mkdir"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
 
-    if kill or full or signal_at[0] or remove[0]:
+    def split_off(copy: Path) -> None:
+        """Copy the folder as it is. For a full disk this process goes on there, too, and is waited for."""
+        nonlocal folder, everywhere, full
+        shutil.copytree(folder, copy)
+        if everywhere != "full":
+            return
+        if child := os.fork():
+            _, state = os.waitpid(child, 0)
+            Path(f"{copy}.status").write_text(str(os.waitstatus_to_exitcode(state)))
+            return
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{copy}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.chdir(copy)
+        folder, everywhere, full = copy, "", seen
+
+    if kill or full or signal_at[0] or remove[0] or everywhere:
         sys.addaudithook(watch)
 
 

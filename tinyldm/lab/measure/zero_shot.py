@@ -68,15 +68,16 @@ def features_of_captions(model: CLIP, tokenizer: Tokenizer, captions: list[str])
     return torch.cat([model.text_features(trimmed(batch, tokenizer)) for batch in ids.split(250)])
 
 
-def ranked_first(model: CLIP, tokenizer: Tokenizer, pixels: Tensor, pictures: list[Picture]) -> float:
+def ranked_first(model: CLIP, tokenizer: Tokenizer, features: Tensor, pictures: list[Picture]) -> float:
     """How often a picture's own caption ranks first among 50: against 49 of other pictures that are not true of it.
 
+    features: of the pictures, (n, projection).
     "A photo of a star" may come from another picture and be true of this one as well, so what the world can say of a
     picture, as far as 300 draws show it, and 300 of each vague way to say it, is never among the 49.
     """
     rng = np.random.default_rng(0)
     captions = [caption(picture, rng) for picture in pictures]
-    similarity = features_of_pictures(model, pixels) @ features_of_captions(model, tokenizer, captions).T
+    similarity = features @ features_of_captions(model, tokenizer, captions).T
     right = []
     for i, picture in enumerate(pictures):
         true = {caption(said, rng) for said in ways_to_say(picture) for _ in range(300)} | {captions[i]}
@@ -91,16 +92,18 @@ def ways_to_say(picture: Picture) -> list[Picture]:
     return [picture, *vague] if len(set(picture.things)) == 1 else [picture]
 
 
-def classes_by_prompts(model: CLIP, tokenizer: Tokenizer, pixels: Tensor, prompts: dict[str, list[str]]) -> list[str]:
+def classes_by_prompts(model: CLIP, tokenizer: Tokenizer, features: Tensor, prompts: dict[str, list[str]]) -> list[str]:
     """Which of the classes each picture goes with best (section 3.1.4). -> n of the prompts' keys.
+
+    features: of the pictures, (n, projection).
 
     A class's prompts are not wordings of one thing, whose features could be averaged, but things of every colour, say,
     of which the picture shows one. So a class gets the mean probability of its prompts, out of those of all classes.
     """
-    picture_features, scores = features_of_pictures(model, pixels), []
+    scores = []
     for texts in tqdm(prompts.values(), desc="classes", leave=False):
         caption_features = features_of_captions(model, tokenizer, [with_articles(text) for text in texts])
-        scores.append(model.logits(picture_features, caption_features).logsumexp(dim=1) - math.log(len(texts)))
+        scores.append(model.logits(features, caption_features).logsumexp(dim=1) - math.log(len(texts)))
     return [list(prompts)[i] for i in torch.stack(scores, dim=1).argmax(dim=1).tolist()]
 
 
@@ -170,13 +173,13 @@ def main(arguments: list[str]) -> None:
 
     model, tokenizer = read_clip(options.weights / "clip.safetensors")
     pixels, pictures = make_pictures(options.pictures, HELD_OUT_SEED, model.config.vision.size)
-    pixels = torch.from_numpy(pixels)
+    features = features_of_pictures(model, torch.from_numpy(pixels))
     first_500 = pictures[:500]  # the 300 captions of each take their time
-    share = ranked_first(model, tokenizer, pixels[: len(first_500)], first_500)
+    share = ranked_first(model, tokenizer, features[: len(first_500)], first_500)
     print(f"the right caption ranks first among 50: {share:.1%} of {len(first_500)} pictures", flush=True)
     for what, prompts in CLASSES.items():
         expected = {i: name for i, picture in enumerate(pictures) if (name := class_of(picture, what))}
-        found = classes_by_prompts(model, tokenizer, pixels[list(expected)], prompts)
+        found = classes_by_prompts(model, tokenizer, features[list(expected)], prompts)
         share = np.mean([one == other for one, other in zip(found, expected.values(), strict=True)])
         print(f"zero-shot {what}, one of {len(prompts)}: {share:.1%} of {len(found)} pictures", flush=True)
 
