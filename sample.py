@@ -14,6 +14,7 @@ batch. In a batch of another size it stays within 1 of 255 (in float32).
 """
 
 import math
+import os
 import signal
 import warnings
 from argparse import ArgumentTypeError, Namespace
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
@@ -78,7 +80,9 @@ def main(arguments: list[str]) -> int:
     given = [*words]
     wanted = wanted_pictures(model, prompts, words, options)
     model.check_size(sampling.height, sampling.width, min(BATCH, len(wanted)))
-    smaller = math.ceil(math.sqrt(len(wanted) * sampling.height * sampling.width / SHEET_PIXELS))
+    side = max(8, int(math.sqrt(SHEET_PIXELS / len(wanted))) - 24)  # of a picture on the sheet, at most
+    smaller = math.ceil(max(sampling.height, sampling.width, side) / side)
+    tile = min(128, side - math.ceil(max(sampling.height, sampling.width) / smaller) + 1)  # else it is enlarged too far
     texts = {*(picture.prompt for picture in wanted), options.negative}
     used = {piece for text in texts for piece in model.tokenizer.split_placeholders(text)}
     for word in given:
@@ -110,7 +114,7 @@ def main(arguments: list[str]) -> int:
     if ranks.rank():
         return status
     if images:
-        save_image(sheet_of(images, prompts, options.num), options.out / "sheet.png")
+        save_image(sheet_of(images, prompts, options.num, tile), options.out / "sheet.png")
     if len(images) < len(wanted):
         print(f"stopped: {len(images)} of {len(wanted)} pictures are in {options.out}")
         return status
@@ -126,7 +130,7 @@ def wanted_pictures(
     if not options.interpolate:
         each = [prompt for prompt in prompts for _ in range(options.num)]
         return [Wanted(prompt, options.seed + i) for i, prompt in enumerate(each)]
-    start, end = options.interpolate
+    start, end = (normalize("NFC", end) for end in options.interpolate)
     if all(seed.isdecimal() and len(seed) < 20 and seed not in words for seed in (start, end)):
         seeds = [Between(int(start), int(end), i / (options.num - 1)) for i in range(options.num)]
         return [Wanted(prompt, seed) for prompt in prompts for seed in seeds]
@@ -179,14 +183,14 @@ def sampled(
             yield from zip(range(first, first + len(images)), images, heat, strict=True)
 
 
-def sheet_of(images: dict[int, Image.Image], prompts: list[str], num: int) -> Image.Image:
-    """All pictures that there are, below the prompt of each its own, in rows of at most ROW."""
+def sheet_of(images: dict[int, Image.Image], prompts: list[str], num: int, tile: int) -> Image.Image:
+    """All pictures that there are, below their prompt, in rows of at most ROW. tile: as contact_sheet's."""
     rows, labels = [], []
     for number, prompt in enumerate(prompts):
         own = [images[i] for i in range(number * num, (number + 1) * num) if i in images]
         rows += [own[i : i + ROW] for i in range(0, len(own), ROW)]
         labels += [prompt if i == 0 else "" for i in range(0, len(own), ROW)]
-    return contact_sheet(rows, labels=labels)
+    return contact_sheet(rows, labels=labels, tile=tile)
 
 
 def parameters(picture: Wanted, sampling: Sampling, model_hash: str, options: Namespace) -> str:
@@ -197,7 +201,7 @@ def parameters(picture: Wanted, sampling: Sampling, model_hash: str, options: Na
     if isinstance(picture.seed, Between):
         first, other, share = picture.seed
         seed = f"{first}, Variation seed: {other}, Variation seed strength: {share:g}"
-    weights = options.weights.resolve()
+    weights = Path(os.path.abspath(options.weights))  # without following links: to Hugging Face's blobs, say
     name = weights.name if weights.is_dir() else weights.stem  # a folder's may have a point in it
     strength = f", Denoising strength: {options.strength:g}" if options.init_image else ""
     return (

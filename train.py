@@ -162,7 +162,7 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
     if options.captions and "captions" not in options.recipe.split(","):
         options.recipe += ",captions"
     recipe = composed(options.recipe)  # raises an error before the weights are read
-    if not options.resume:  # whose options are a run's own, and what a recipe brought stands among them
+    if options.concepts or not options.resume:  # else a run's own, and what a recipe brought stands among them
         check_alone(options)
     options.vectors = options.vectors or recipe.vectors
     if options.init is None:

@@ -83,6 +83,8 @@ def test_a_shell_passes_on_the_words_of_a_command(shell_words, word):
         ("<bolt>", '"<bolt>"'),
         ("S*", '"S*"'),
         ('a "big" S*', r'"a \"big\" S*"'),
+        ("my words\\", r'"my words\\"'),
+        (r'a \"b"', r'"a \\\"b\""'),
         ("", '""'),
     ],
 )
@@ -237,9 +239,11 @@ def test_under_nohup_a_closed_terminal_stops_nothing():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         started_so = runpy.run_path(cli.__file__)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        started_else = runpy.run_path(cli.__file__)
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert signal.SIGHUP in cli.STOP_SIGNALS and signal.SIGHUP not in started_so["STOP_SIGNALS"]
+    assert signal.SIGHUP in started_else["STOP_SIGNALS"] and signal.SIGHUP not in started_so["STOP_SIGNALS"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="how far the imports are is seen in /proc")

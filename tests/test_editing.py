@@ -86,7 +86,7 @@ def test_inside_a_mask_is_diffusers(pair, sampler, picture, mask, strength):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_of_what_a_mask_covers_all_steps_leave_no_trace_and_fewer_do(tiny, monkeypatch, sampler):
+def test_of_the_cells_that_a_mask_covers_all_steps_leave_no_trace_and_fewer_do(tiny, monkeypatch, sampler):
     cells = torch.zeros(1, 1, 8, 8)
     cells[:, :, 2:5, 3:6] = 1
 

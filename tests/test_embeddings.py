@@ -96,6 +96,8 @@ def test_a_name_as_a_mac_writes_it_is_the_word_that_is_typed(tmp_path):
     tokenizer = Tokenizer([])
     ids = tokenizer.add_placeholder(typed)
     assert tokenizer.encode(on_a_mac) == tokenizer.encode(typed) == ids
+    with pytest.raises(InputError, match="already a placeholder"):
+        tokenizer.add_placeholder(on_a_mac)
 
 
 def test_a_word_that_no_prompt_can_hold_asks_for_another(tmp_path):

@@ -56,6 +56,10 @@ def test_without_a_gradient_along_the_sphere_the_prior_turns_vectors_back_to_whe
     vectors.grad = torch.zeros_like(vectors)
     optimizer.step()  # of a batch that does not read it
     assert vectors.tolist() == [[pytest.approx(0.6), pytest.approx(0.8), 0.0]]
+    broken = OnSphere(torch.ones(1, 3, requires_grad=True), 1.0, lr=0.01)
+    broken.vectors.grad = torch.full((1, 3), torch.nan)
+    broken.step()
+    assert broken.vectors.isnan().all()  # of which Run.log tells
     for _ in range(10):
         vectors.grad = 1e-9 * vectors.detach()
         optimizer.step()

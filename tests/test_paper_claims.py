@@ -36,9 +36,10 @@ def test_claims_are_of_what_is_measured():
 
 
 def test_a_claim_is_judged_by_the_recipes_that_are_there():
+    gains = (0.1, 0.2, 0.3, 0.1, 0.3)
     table = table_of(
-        [line("paper", concept, 0.5) for concept in "abc"]
-        + [line("2-word", concept, 0.5 + gain) for concept, gain in zip("abc", (0.1, 0.2, 0.3), strict=True)]
+        [line("paper", concept, 0.5) for concept in "abcde"]
+        + [line("2-word", concept, 0.5 + gain) for concept, gain in zip("abcde", gains, strict=True)]
     )
     several = next(claim for claim in CLAIMS if "Several vectors" in claim.text)
     found = findings(table, several)
@@ -58,9 +59,11 @@ def test_of_a_recipe_that_learned_next_to_nothing_no_verdict_is_told():
     assert [finding.verdict for finding in findings(table, claim)] == ["it learned too little to tell", "agrees"]
 
 
-def test_a_single_concept_decides_nothing():
+def test_few_concepts_decide_nothing():
     claim = Claim("", "", [Expected("falling", RIGHT, HIGHER)])
     table = {"paper": {"a": {RIGHT: 0.5}}, "falling": {"a": {RIGHT: 0.9}}}
     assert [finding.verdict for finding in findings(table, claim)] == ["not decided"]
-    table = {recipe: rows | {"b": rows["a"]} for recipe, rows in table.items()}
+    table = {recipe: rows | dict.fromkeys("bcd", rows["a"]) for recipe, rows in table.items()}
+    assert [finding.verdict for finding in findings(table, claim)] == ["not decided"]
+    table = {recipe: rows | {"e": rows["a"]} for recipe, rows in table.items()}
     assert [finding.verdict for finding in findings(table, claim)] == ["agrees"]

@@ -2,12 +2,14 @@
 
 import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 from test_paper_table import line
 
 from tinyldm import InputError
+from tinyldm.lab.paper import table as tables
 from tinyldm.lab.paper.page import Page, in_short, write_page
 from tinyldm.lab.paper.plots import new_figure, points_of
 from tinyldm.lab.paper.table import mean, table_of
@@ -42,6 +44,13 @@ CELLS = [
     line("plain words", "purple star", 0.9, norm=1.1),
 ]
 CURVES = [curve("falling", "face"), curve("falling", "yellow bolt")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def three_concepts_decide() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "FEW", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +118,9 @@ def test_the_editability_of_a_style_counts_by_itself(tmp_path):
     write_page(Page(cells, [], USUAL, "reporting"), tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| recipe | combination (1) | shape (1) | figure (1) | style (1) | editability of a style |" in text
-    assert "| `paper` | 75 | 75 | 75 | 95 | 0.100 |" in text
+    assert "| `paper` | 75 | 75 | 75 | 95 | 0.100 |" in text  # of so few no interval is told
+    alone = [*CELLS, learned("pairs", "blueprint", 0.5)]  # it has no editability of a thing
+    write_page(Page(alone, [], USUAL, "reporting"), tmp_path)
 
 
 def test_plain_words_have_the_papers_own_way_on_the_same_concepts_beside_them(page):
@@ -152,7 +163,7 @@ def test_tables_have_a_row_for_each_recipe_and_reference(page):
     shares = page[page.index("## What their pictures") : page.index("## How long")]
     assert (
         "| recipe | likeness (3) | colours (3) | edits (3) | two (3) |" in shares
-        and "| `paper` | 60 | 60 | 100 | 100 |" in shares  # of so few no interval is told
+        and "| `paper` | 60 ±10 | 60 ±10 | 100 ±0 | 100 ±0 |" in shares
     )
 
 

@@ -39,19 +39,19 @@ def test_each_concept_counts_once_whatever_its_number_of_seeds():
 
 def test_a_difference_is_that_of_pairs_and_may_be_sure_where_the_means_are_not():
     """Concepts differ by much more than the two recipes do."""
-    values = {"a": 0.1, "b": 0.5, "c": 0.9, "d": 0.3}
+    values = {"a": 0.1, "b": 0.5, "c": 0.9, "d": 0.3, "e": 0.5}
     table = table_of(
         [line("paper", concept, value) for concept, value in values.items()]
         + [
             line("falling", concept, value + gain)
-            for (concept, value), gain in zip(values.items(), (0.02, 0.03, 0.04, 0.03), strict=True)
+            for (concept, value), gain in zip(values.items(), (0.02, 0.03, 0.04, 0.03, 0.03), strict=True)
         ]
         + [line("falling", "alone", 0.0)]
     )
     gap = difference(table, "falling", "paper", "reconstruction")
     assert gap.mean == pytest.approx(0.03)
     assert (
-        gap.low == pytest.approx(interval([0.02, 0.03, 0.04, 0.03])[0])
+        gap.low == pytest.approx(interval([0.02, 0.03, 0.04, 0.03, 0.03])[0])
         and 0.0199 < gap.low < gap.mean < gap.high < 0.0401
     )
     assert gap.is_decided
@@ -62,9 +62,10 @@ def test_a_difference_is_that_of_pairs_and_may_be_sure_where_the_means_are_not()
 
 
 def test_it_is_not_decided_if_the_interval_holds_0():
-    assert not estimate([-0.1, 0.1, 0.05, -0.02]).is_decided
-    assert not estimate([0.0, 0.0]).is_decided
-    assert estimate([-0.1, -0.2]).is_decided
+    assert not estimate([-0.1, 0.1, 0.05, -0.02, 0.03]).is_decided
+    assert not estimate([0.0] * 5).is_decided
+    assert estimate([-0.1, -0.2, -0.1, -0.2, -0.1]).is_decided
+    assert not estimate([-0.1, -0.2, -0.1, -0.2]).is_decided  # so few decide nothing
 
 
 def test_what_no_concept_has_is_none():

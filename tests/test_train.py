@@ -197,6 +197,7 @@ def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny
     defaults = replace(tiny.defaults, object=Learning("striped halved square"))
     options = Namespace(
         resume=False,
+        concepts=None,
         templates=None,
         init=None,
         vectors=vectors,
@@ -214,6 +215,7 @@ def test_without_an_init_as_many_words_are_taken_as_there_are_to_be_vectors(tiny
 def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word):
     options = Namespace(
         resume=False,
+        concepts=None,
         templates=None,
         init=None,
         vectors=None,
@@ -256,6 +258,8 @@ def test_two_options_that_say_the_same_are_refused_and_not_when_a_run_goes_on(ty
     with pytest.raises(InputError, match=expected):
         train.fill_in_defaults(train.parse_options(options), Defaults())
     train.fill_in_defaults(train.parse_options([*options, "--resume"]), Defaults())
+    with pytest.raises(InputError, match=expected):  # of many words some may be new
+        train.fill_in_defaults(train.parse_options(["--concepts", "examples", *typed.split(), "--resume"]), Defaults())
 
 
 @pytest.mark.parametrize("typed", ["--vectors 3 --recipe 3-word", "--vectors 2 --recipe progressive"])

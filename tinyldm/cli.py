@@ -109,10 +109,11 @@ def command(*words: object) -> str:
 
     In double quotes where nothing inside means anything to a shell: they read best, and Windows knows no others.
     """
-    if WINDOWS:  # where a backslash stands in every path and means itself
+    if WINDOWS:  # where a backslash means itself, but for one before a quote
         plain = re.compile(r"[\w.:\\/=+-]+")
-        escaped = ((word, word.replace('"', r"\"")) for word in map(str, words))
-        return " ".join(word if plain.fullmatch(word) else f'"{safe}"' for word, safe in escaped)
+        escaped = ((word, re.sub(r'(\\*)"', r'\1\1\\"', word)) for word in map(str, words))
+        doubled = ((word, re.sub(r"(\\+)$", r"\1\1", safe)) for word, safe in escaped)
+        return " ".join(word if plain.fullmatch(word) else f'"{safe}"' for word, safe in doubled)
     quoted = [(word, shlex.quote(word)) for word in map(str, words)]
     return " ".join(safe if safe == word or re.search(r'["$`\\!]', word) else f'"{word}"' for word, safe in quoted)
 

@@ -103,7 +103,7 @@ def check_new(out: Path) -> None:
 def check_same(out: Path, options: Namespace) -> None:
     """Raises InputError if a word that is done was learned with other options, as far as it tells of them."""
     saved: dict[str, object] = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, RecursionError):  # it is damaged
         saved = read_settings(out)
     others = {"images", "token"} if options.vectors else {"images", "token", "vectors"}  # they are each word's own
     here = {name: value for name, value in of_one_word(options).items() if name in saved.keys() - others}

@@ -210,7 +210,8 @@ class LatentDiffusion:
             z_0, noise = self.autoencoder.sample(*self.encode(source.picture), z), noise_like(z, generators)
             z = noised(z_0, noise, sampling.sampler, self.schedule, sampling.steps, skip)
         if mask is not None:
-            # Even the noisiest timestep holds a little signal. If all steps are taken, what is covered leaves no trace.
+            # Even the noisiest timestep holds a little signal. If all steps are taken, covered cells begin without it;
+            # what the cells beside them hold of it, since an encoder looks around, stays.
             z = torch.where(mask > 0, noise, z) if skip == 0 else z
             denoise = inside(denoise, mask, z_0)
         latents = SAMPLERS[sampling.sampler](denoise, z, self.schedule, sampling.steps, generators, skip)

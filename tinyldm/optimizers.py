@@ -83,7 +83,7 @@ class OnSphere:
     def step(self) -> None:
         """Turn the vectors against their gradient, and forget it."""
         gradient, self.vectors.grad = self.vectors.grad, None
-        is_read = gradient.abs().amax(dim=1, keepdim=True) > 0
+        is_read = gradient.abs().amax(dim=1, keepdim=True) != 0  # NaN is a gradient, too
         direction = F.normalize(self.vectors, dim=1)
         gradient = self.norm * gradient - self.KAPPA * self.prior
         along = F.normalize(gradient - (gradient * direction).sum(dim=1, keepdim=True) * direction, dim=1)

@@ -157,7 +157,7 @@ class Tokenizer:
             raise InputError(f'the token is {token!r}, {expected}; try "S*"')
         if len(token) > 255:
             raise InputError(f"the token has {len(token)} characters, expected at most 255; give it a shorter name")
-        if token in self.placeholders:
+        if normalize("NFC", token) in {normalize("NFC", other) for other in self.placeholders}:
             raise InputError(f'the token "{token}" is already a placeholder; give each word a token of its own')
         if len(self.encode_plain(token)) == 1:
             raise InputError(

@@ -104,7 +104,8 @@ def with_intervals(rows: Sequence[dict[str, float]]) -> str:
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Where the mean of all that these are a sample of is, in 95 of 100 cases: the bootstrap, means of as many values
     that are drawn from these, with repeats. Few values vary too little, so its ends go out as far as Student's t asks
-    (the expanded percentile interval, arXiv 1411.5279)."""
+    (the expanded percentile interval, arXiv 1411.5279). Of fewer than five they are the least and the most of the
+    values, and hold it less often."""
     n = len(values)
     if n < 2:
         return values[0], values[0]

@@ -29,7 +29,7 @@ from tinyldm.lab.paper.cells import PLAIN, UNTRAINED, Cell, Place, measured, wor
 from tinyldm.lab.paper.concepts import SETS, Concept
 from tinyldm.lab.paper.digest import weights_digest
 from tinyldm.lab.paper.kept import CellFile, Digests
-from tinyldm.lab.paper.lessons import COMPARED, DEFAULT, PAPER, settings
+from tinyldm.lab.paper.lessons import COMPARED, DEFAULT, PAPER, SEEDS, settings
 from tinyldm.lab.paper.page import Page, write_page
 from tinyldm.lab.paper.plots import new_figure
 from tinyldm.lab.paper.processes import in_processes
@@ -39,7 +39,6 @@ from tinyldm.lab.world.drawing import SIZE
 
 OUT = {"reporting": Path("docs/paper"), "choosing": Path("outputs/paper-choosing")}
 QUICK = (PAPER, DEFAULT, "3-word", "high-rate", "auto-start,low-variance,falling")
-SEEDS = 3
 CURVES, QUICK_CURVES = 6, 2  # of the best recipes, on every second concept
 
 
@@ -85,8 +84,9 @@ def main(arguments: list[str]) -> None:
             raise InputError(f"{file.path} has no cell of these weights; leave out --page to measure some")
         draw_strips(learned_recipes(table_of(lines)), asked, place, options.out / "strips.png")
     usual = model.defaults.object, model.defaults.style
-    whole = Namespace(only=[*dict.fromkeys([*COMPARED, *options.only])], seeds=max(SEEDS, options.seeds))
-    missing = 0 if options.quick else len(open_cells(cells_for(whole, [*concepts.values()]), file, digests))
+    whole = Namespace(only=COMPARED, seeds=max(SEEDS, options.seeds))
+    wanted = dict.fromkeys([*cells_for(whole, [*concepts.values()]), *cells_for(options, asked)])
+    missing = 0 if options.quick else len(open_cells([*wanted], file, digests))
     write_page(Page(lines, valid(curve=True), usual, options.concepts, missing, options.quick), options.out)
     print(f"written: {cli.printable(options.out / 'README.md')}")
 

@@ -119,8 +119,8 @@ def has_learned_nothing(table: Table, recipe: str) -> bool:
 
 
 def verdict(found: Estimate, how: str) -> str:
-    """Whether the whole interval is where it was expected, or none of it, or neither. One concept decides nothing."""
-    if found.count < 2:
+    """Whether the whole interval is where it was expected, or none of it, or neither. Few concepts decide nothing."""
+    if not found.is_told:
         return NOT_DECIDED
     if how == EQUAL:
         agrees = max(abs(found.low), abs(found.high)) < NEAR

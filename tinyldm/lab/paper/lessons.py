@@ -31,6 +31,7 @@ PROTOCOL = ("--steps", "150", "--batch", "16", "--lr", "0.01")
 PAPER, DEFAULT = "paper", "default"
 COMPOSITIONS = ("auto-start,low-variance,falling", "fixed-norm,falling,low-variance", "low-variance,falling")
 COMPARED = (*RECIPES, DEFAULT, *COMPOSITIONS)
+SEEDS = 3  # to learn each word with
 SAVES = 10  # of the vectors while they are learned
 
 

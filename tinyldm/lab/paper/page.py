@@ -19,9 +19,10 @@ from tinyldm.lab.paper.claims import (
     verdict,
 )
 from tinyldm.lab.paper.concepts import CONCEPTS, Concept
-from tinyldm.lab.paper.lessons import DEFAULT, PAPER, PROTOCOL, options_of
+from tinyldm.lab.paper.lessons import DEFAULT, PAPER, PROTOCOL, SEEDS, options_of
 from tinyldm.lab.paper.plots import NAMES, curves, norms, points_of, scatter
 from tinyldm.lab.paper.table import (
+    FEW,
     OF_STYLE,
     REFERENCES,
     RIGHT,
@@ -185,7 +186,8 @@ def protocol(page: Page) -> str:
         "half of it is the likeness, half are the edits. Of an outline the overlap counts: all of it is out of reach.",
     ]
     intervals = paragraph(
-        "Every concept counts once. Intervals are of the mean over concepts, 95%, by the bootstrap, its ends moved out",
+        f"Every concept counts once; fewer than {FEW} decide nothing.",
+        "Intervals are of the mean over concepts, 95%, by the bootstrap, its ends moved out",
         "as Student's t asks for few; of a difference, of the mean over pairs. Where there is no difference, one",
         "interval in twenty still leaves out 0 by chance, and here are many.",
     )
@@ -312,8 +314,8 @@ def again(page: Page, table: Table, out: Path) -> str:
     text = paragraph(
         "Only what has changed is measured again: a recipe's code or settings, the loss, a concept's pictures and",
         "questions, the weights. Other code, as a sampler's, is not looked at: delete `cells.jsonl` when it changes.",
-        "The third command learns 51 words, some 25 minutes on two cores, and adds a recipe of your own to this page;",
-        "the last draws with a word that was learned for it.",
+        f"The third command learns {SEEDS * len(page.concepts)} words, each in half a minute on two cores, and adds a",
+        "recipe of your own to the table; the last draws with a word that was learned for it.",
     )
     return "\n\n".join(["## Again, and more", "\n".join(f"    {command}" for command in commands), text])
 

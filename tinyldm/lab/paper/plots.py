@@ -39,12 +39,12 @@ def scatter(table: Table, file: Path) -> None:
     whose intervals are narrower, since what is hard about a concept is so for both."""
     figure = new_figure(11, 5)
     everything, *others = figure.subplots(1, 2 if PAPER in table else 1, squeeze=False)[0]
-    recipes = learned_recipes(table)
+    recipes = [recipe for recipe in learned_recipes(table) if mean(table, recipe, AXES[0])]  # not of styles alone
     for number, recipe in enumerate(recipes):
         cross(everything, *(mean(table, recipe, measure) for measure in AXES), **look(number), label=recipe)
-    most = max(mean(table, recipe, AXES[0]).count for recipe in recipes)
+    most = max((mean(table, recipe, AXES[0]).count for recipe in recipes), default=0)
     for recipe in REFERENCES:
-        if recipe in table:
+        if mean(table, recipe, AXES[0]):
             x, y = (mean(table, recipe, measure) for measure in AXES)
             cross(everything, x, y, color="black", marker="D", markersize=8)
             some = f" ({x.count} concepts)" * (x.count < most)

@@ -10,6 +10,7 @@ from tinyldm.lab.paper.concepts import CONCEPTS
 
 IMAGE_ONLY, PROMPT_ONLY = "image only", "prompt only"
 OF_STYLE = "editability of a style"  # on a scale of its own: what looks like the style looks less like the prompt
+FEW = 5  # concepts
 REFERENCES = (IMAGE_ONLY, PROMPT_ONLY, PLAIN, UNTRAINED)
 RIGHT = "right"  # how much of what is checked: the mean of both halves below
 LIKENESS, EDITS = f"{RIGHT}, likeness", f"{RIGHT}, edits"
@@ -27,9 +28,14 @@ class Estimate(NamedTuple):
     count: int
 
     @property
+    def is_told(self) -> bool:
+        """Whether the interval says something: of few concepts it ends at the least and the most, and is too narrow."""
+        return self.count >= FEW
+
+    @property
     def is_decided(self) -> bool:
-        """Whether it is surely above or below 0. A single concept has no interval and decides nothing."""
-        return self.count > 1 and (self.low > 0 or self.high < 0)
+        """Whether it is surely above or below 0."""
+        return self.is_told and (self.low > 0 or self.high < 0)
 
 
 def table_of(lines: Iterable[dict]) -> Table:

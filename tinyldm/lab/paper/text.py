@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 
 from tinyldm.lab.paper.table import RIGHT, Estimate
 
-FEW = 5  # concepts: of fewer, an interval is about as wide as they are apart, and is not told
-
 
 def paragraph(*sentences: str) -> str:
     return textwrap.fill(" ".join(filter(None, sentences)), 120, break_long_words=False, break_on_hyphens=False)
@@ -42,7 +40,7 @@ def with_half_width(value: Estimate | None) -> str:
     """In percent; without the half width of the interval, if that says little."""
     if value is None:
         return ""
-    half = f" ±{50 * (value.high - value.low):.0f}" if value.count >= FEW else ""
+    half = f" ±{50 * (value.high - value.low):.0f}" if value.is_told else ""
     return f"{100 * value.mean:.0f}{half}"
 
 
