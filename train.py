@@ -128,8 +128,7 @@ def begin_word(
 
 def first_vectors(model: LatentDiffusion, options: Namespace) -> Tensor:
     """The word before the first step, (vectors, width): a copy of --init's words, or of the vectors in its file."""
-    # By the suffix, because a mistyped file name would be a phrase of a dozen tokens, and nobody would notice.
-    if not re.search(r"\.(safetensors|pt|bin|ckpt|png|webp)(:|$)", options.init, re.IGNORECASE):
+    if not is_file(options.init):
         return vectors_of(model, options.init, options.vectors)
     words = load_embeddings(options.init, width=model.text_encoder.table.shape[1])
     file, _ = split_word(options.init)
@@ -176,15 +175,17 @@ def fill_in_defaults(options: Namespace, defaults: Defaults) -> None:
 
 def check_alone(options: Namespace) -> None:
     """Raises InputError if two options say the same thing, of which only one would count."""
-    twice = {}
-    for name in options.recipe.split(","):
-        twice["captions"] = name == "captions" and options.templates and "--templates"
-        twice["start"] = name == "auto-start" and options.init is not None and "--init"
-        only_a_number = RECIPES[name].keys() == {"vectors"} and options.vectors not in (None, RECIPES[name]["vectors"])
-        twice["number of vectors"] = only_a_number and f"--vectors {options.vectors}"
-        for what, option in twice.items():
-            if option:
-                raise InputError(f"{option} and the recipe {name} each say the {what}, expected one; leave one out")
+    for name, said, what in (
+        ("captions", options.templates and "--templates", "captions"),
+        ("auto-start", options.init and is_file(options.init) and f"--init {options.init}", "start"),
+    ):
+        if said and name in options.recipe.split(","):
+            raise InputError(f"{said} and the recipe {name} each say the {what}, expected one; leave one out")
+
+
+def is_file(init: str) -> bool:
+    """Whether --init is one. By its suffix: a mistyped name would be a phrase of a dozen tokens, unnoticed."""
+    return bool(re.search(r"\.(safetensors|pt|bin|ckpt|png|webp)(:|$)", init, re.IGNORECASE))
 
 
 def parse_options(arguments: list[str]) -> Namespace:

@@ -234,6 +234,7 @@ def test_the_tiny_model_starts_from_one_word_that_says_little(tiny, learns, word
     [
         ([], "auto-start,falling"),
         (["--init", "heart"], "falling"),
+        (["--init", "heart", "--recipe", "auto-start"], "auto-start"),
         (["--captions"], "auto-start,falling,captions"),
         (["--recipe", "paper,captions", "--captions"], "paper,captions"),
     ],
@@ -248,8 +249,7 @@ def test_a_start_that_was_given_is_not_looked_for(typed, recipe):
     ("typed", "expected"),
     [
         ("--templates t.txt --recipe falling,captions", "--templates and the recipe captions each say the captions"),
-        ("--init heart --recipe auto-start", "--init and the recipe auto-start each say the start"),
-        ("--vectors 1 --recipe 3-word", "--vectors 1 and the recipe 3-word each say the number of vectors"),
+        ("--init old.pt --recipe auto-start", "--init old.pt and the recipe auto-start each say the start"),
     ],
 )
 def test_two_options_that_say_the_same_are_refused_and_not_when_a_run_goes_on(typed, expected):
@@ -260,11 +260,6 @@ def test_two_options_that_say_the_same_are_refused_and_not_when_a_run_goes_on(ty
     train.fill_in_defaults(train.parse_options([*options, "--resume"]), Defaults())
     with pytest.raises(InputError, match=expected):  # of many words some may be new
         train.fill_in_defaults(train.parse_options(["--concepts", "examples", *typed.split(), "--resume"]), Defaults())
-
-
-@pytest.mark.parametrize("typed", ["--vectors 3 --recipe 3-word", "--vectors 2 --recipe progressive"])
-def test_a_number_of_vectors_that_suits_the_recipe_may_be_said(typed):
-    train.fill_in_defaults(train.parse_options(["--images", "a", "--token", "S*", *typed.split()]), Defaults())
 
 
 def test_of_the_checkpoints_start_as_many_words_are_taken_as_the_recipe_has_vectors():
