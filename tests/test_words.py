@@ -86,8 +86,8 @@ def test_the_norm_is_relative_to_that_of_known_words(tiny):
 
 @pytest.mark.parametrize("count", [5, 8, 17])
 def test_of_few_values_too_the_interval_holds_the_mean_in_95_of_100_cases(monkeypatch, count):
-    monkeypatch.setattr(words, "RESAMPLES", 2000)
-    samples = np.random.default_rng(0).normal(size=(1000, count))
+    monkeypatch.setattr(words, "RESAMPLES", 1000)
+    samples = np.random.default_rng(0).normal(size=(500, count))
     held = np.mean([low <= 0 <= high for low, high in map(words.interval, samples)])
     assert 0.9 < held < 0.98  # the plain bootstrap: 0.84, 0.87 and 0.91
 
