@@ -47,8 +47,9 @@ def scatter(table: Table, file: Path) -> None:
         if mean(table, recipe, AXES[0]):
             x, y = (mean(table, recipe, measure) for measure in AXES)
             cross(everything, x, y, color="black", marker="D", markersize=8)
-            some = f" ({x.count} concepts)" * (x.count < most)
-            everything.annotate(recipe + some, (x.mean, y.mean), (6, 6), textcoords="offset points", fontsize=8)
+            some = f" (of {x.count})" * (x.count < most)  # concepts
+            place = {"xytext": (-8, 6), "ha": "right"} if x.mean > 0.3 else {"xytext": (8, 6)}  # towards the middle
+            everything.annotate(recipe + some, (x.mean, y.mean), **place, textcoords="offset points", fontsize=8)
     everything.set_title("with the references", fontsize=10)
     for axes in others:
         gaps = {recipe: [difference(table, recipe, PAPER, measure) for measure in AXES] for recipe in recipes}
