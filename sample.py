@@ -20,6 +20,7 @@ import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -130,7 +131,7 @@ def wanted_pictures(
     if not options.interpolate:
         each = [prompt for prompt in prompts for _ in range(options.num)]
         return [Wanted(prompt, options.seed + i) for i, prompt in enumerate(each)]
-    start, end = (normalize("NFC", end) for end in options.interpolate)
+    start, end = options.interpolate
     if all(seed.isdecimal() and len(seed) < 20 and seed not in words for seed in (start, end)):
         seeds = [Between(int(start), int(end), i / (options.num - 1)) for i in range(options.num)]
         return [Wanted(prompt, seed) for prompt in prompts for seed in seeds]
@@ -269,6 +270,7 @@ def parse_options(arguments: list[str]) -> Namespace:
     add("--show-steps", action="store_true", help="for each picture a strip: how it came out of the noise")
     add(
         "--interpolate",
+        type=partial(normalize, "NFC"),  # as the words of files are
         nargs=2,
         metavar=("A", "B"),
         help="from A, a learned word in the prompt, to B, another; or from a seed A to a seed B",
