@@ -35,8 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm import tqdm
 
 TESTS = Path(__file__).parent
-if str(TESTS) not in sys.path:  # as pytest sets it; another checkout's own come before it
-    sys.path += [str(TESTS), str(TESTS.parent)]
+for folder in map(str, (TESTS, TESTS.parent)):  # as pytest sets it; another checkout's own come before it
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 from helpers.memory import Anonymous
 from helpers.works import TINY, TOKEN, ours, save_random, seconds_of, theirs

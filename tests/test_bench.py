@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -48,6 +49,13 @@ def test_every_work_of_either_side_runs_and_a_step_changes_one_row_alone(monkeyp
     assert len(changed) == 2  # of a step, and of one with little memory
     rows, before = changed[0]
     assert [i for i, row in enumerate(rows) if not row.equal(before[i])] == [0]
+
+
+def test_a_script_in_its_folder_finds_all_that_it_needs(tmp_path):
+    """Python puts the folder tests into sys.path then, and not the one that train.py is in."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, "-c", "import bench, helpers.public"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("kind", ["1.x", "2.x"])
