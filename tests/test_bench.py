@@ -181,6 +181,14 @@ def test_growth_is_told_drawn_and_kept(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "a.png").width > 1000
 
 
+def test_what_growth_has_no_memory_for_is_left_out_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(growth, "VALUES", {"batch": (1, 10**9)})
+    monkeypatch.setattr(growth, "SMALL", (32,))
+    found = growth.growth(options("--growth", str(tmp_path / "a.png"), "--model", "1.x", "--rounds", "1"))
+    assert {name: [*of_value] for name, of_value in found.items()} == {"batch": [1], "pixels": [32]}
+    assert "left out: batch 1000000000: 32x32 pixels in a batch of 1000000000 take more" in capsys.readouterr().err
+
+
 # ---- What cannot be
 
 

@@ -1,6 +1,7 @@
 """How a training step's seconds grow: with a word's vectors and pictures, the batch, the pixels, the vocabulary, and
 the words that are learned at a time."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from copy import deepcopy
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from helpers.public import merges
 from helpers.works import Work, our_model, seconds_of, step_of_words, training_step
+from tinyldm import InputError
 from tinyldm.clip import CLIPTextEncoder
 from tinyldm.lab.paper.plots import new_figure, save_figure
 from tinyldm.latent_diffusion import LatentDiffusion
@@ -33,8 +35,13 @@ def growth(options: Namespace) -> Growth:
     model = our_model(options)
     usual = usual_values(model, options)
     values = VALUES | {"pixels": LARGE if options.model in ("1.5", "2.1") else SMALL}
-    steps = {(name, value): step_of(model, **usual | {name: value}) for name in values for value in values[name]}
-    found = {name: {value: [] for value in values[name]} for name in values}
+    steps, found = {}, {name: {} for name in values}
+    for name, value in [(quantity, value) for quantity in values for value in values[quantity]]:
+        try:
+            steps[name, value] = step_of(model, **usual | {name: value})
+            found[name][value] = []
+        except InputError as error:
+            print(f"left out: {name} {value}: {error}", file=sys.stderr)
     with tqdm(total=(1 + options.rounds) * len(steps), desc="growth") as bar:
         for number in range(1 + options.rounds):
             for (name, value), step in steps.items():
