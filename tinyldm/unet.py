@@ -111,25 +111,6 @@ class CrossAttention(nn.Module):
         return self.to_out(attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
 
-class Gated(torch.autograd.Function):
-    """value * gelu(gate), with the gradients that PyTorch gives, bit for bit; but gelu(gate) is not kept for them.
-
-    These maps are a block's largest. To compute one of them again is quicker than to fill new memory with it.
-    """
-
-    @staticmethod
-    def forward(ctx, value: Tensor, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(value, gate)
-        return F.gelu(gate).mul_(value)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        value, gate = ctx.saved_tensors
-        of_gate = gradient * value
-        torch.ops.aten.gelu_backward.grad_input(of_gate, gate, grad_input=of_gate)
-        return F.gelu(gate).mul_(gradient), of_gate
-
-
 class GEGLU(nn.Module):
     """value * gelu(gate), both linear in x (arXiv 2002.05202). The exact GELU, not its tanh approximation."""
 
@@ -141,7 +122,7 @@ class GEGLU(nn.Module):
         # Two products, not one that is cut in two: the halves lie apart, and their gradients need not be put together.
         weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        return Gated.apply(value, gate)
+        return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 
 from tinyldm import InputError
 from tinyldm.files import write_atomically
@@ -34,6 +35,11 @@ def look(number: int) -> dict[str, object]:
     return {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "markersize": 6}
 
 
+def in_lines(recipe: str) -> str:
+    """The name of a recipe as a plot has room for it, which may have options of its own."""
+    return fill(recipe, 36, break_on_hyphens=False)
+
+
 def scatter(table: Table, file: Path) -> None:
     """Reconstruction against editability, as the paper's figure 10: with the references; then each recipe less `paper`,
     whose intervals are narrower, since what is hard about a concept is so for both."""
@@ -41,7 +47,7 @@ def scatter(table: Table, file: Path) -> None:
     everything, *others = figure.subplots(1, 2 if PAPER in table else 1, squeeze=False)[0]
     recipes = [recipe for recipe in learned_recipes(table) if mean(table, recipe, AXES[0])]  # not of styles alone
     for number, recipe in enumerate(recipes):
-        cross(everything, *(mean(table, recipe, measure) for measure in AXES), **look(number), label=recipe)
+        cross(everything, *(mean(table, recipe, measure) for measure in AXES), **look(number), label=in_lines(recipe))
     most = max((mean(table, recipe, AXES[0]).count for recipe in recipes), default=0)
     for recipe in REFERENCES:
         if mean(table, recipe, AXES[0]):
@@ -86,7 +92,7 @@ def norms(table: Table, file: Path) -> None:
         axes.errorbar(length.mean, row, xerr=errors, fmt="o", color="C0", elinewidth=1)
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set(yticks=range(len(recipes)), xlabel="norm of the vectors, 1 is the median of known words", xscale="log")
-    axes.set_yticklabels(recipes, fontsize=8)
+    axes.set_yticklabels([*map(in_lines, recipes)], fontsize=8)
     for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         set_formatter(lambda value, _: f"{value:g}")  # matplotlib would write 10 to the power of 0
     axes.grid(alpha=0.3)
@@ -100,7 +106,7 @@ def curves(points: dict[str, list[dict[str, float]]], file: Path) -> None:
         for axes, x in zip(row, ("steps", "seconds"), strict=True):
             for number, (recipe, means) in enumerate(points.items()):
                 xs, ys = ([point[name] for point in means] for name in (x, measure))
-                axes.plot(xs, ys, **look(number) | {"markersize": 4}, linewidth=1, label=recipe)
+                axes.plot(xs, ys, **look(number) | {"markersize": 4}, linewidth=1, label=in_lines(recipe))
             axes.set(xlabel="steps" if x == "steps" else "seconds of one core", ylabel=NAMES[measure])
             axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
