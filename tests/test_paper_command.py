@@ -81,7 +81,8 @@ def test_all_cells_are_measured_once_and_the_page_is_written(run, measured, tmp_
         for concept in ("purple star", "yellow bolt")
         for recipe in ("paper", OTHER)
     ]
-    curves = [Cell(recipe, "purple star", curve=True) for recipe in ("paper", OTHER)]  # every second concept
+    # Of every second concept; all recipes are as good.
+    curves = [Cell(recipe, "purple star", curve=True) for recipe in (OTHER, "paper")]
     assert measured.done == [*references, *learned, *curves]
     assert (tmp_path / "page" / "README.md").read_text().startswith("# Ways to learn a word, compared\n")
 
@@ -116,6 +117,7 @@ def test_more_recipes_are_added_to_the_table_and_the_page_alone_measures_none(ru
     for page in pages[1:]:
         assert {line["recipe"] for line in page.cells} == {"paper", OTHER, "pairs", "untrained", "plain words"}
         assert {line["recipe"] for line in page.curves} == {"paper", OTHER, "pairs"}
+    assert pages[1].cells == pages[2].cells and pages[1].curves == pages[2].curves  # in one order, whatever came last
     # Of the whole table, 22 recipes and what else was asked for with three seeds; "paper" has two of them, "pairs" one.
     assert [page.missing for page in pages] == [2 * (3 * 22 - 2), *[2 * (3 * 22 - 2 - 1)] * 2]
     run(PAPER, "--quick", "--processes", 1, "--out", "look")

@@ -11,7 +11,7 @@ from test_paper_table import line
 from tinyldm import InputError
 from tinyldm.lab.paper import table as tables
 from tinyldm.lab.paper.page import Page, in_short, write_page
-from tinyldm.lab.paper.plots import new_figure, points_of
+from tinyldm.lab.paper.plots import in_lines, new_figure, points_of
 from tinyldm.lab.paper.table import mean, table_of
 from tinyldm.latent_diffusion import Learning
 
@@ -172,6 +172,14 @@ def test_pictures_that_are_shown_are_there_and_no_line_is_too_long(page, folder)
     assert shown == ["scatter.png", "norms.png", "curves.png"]
     assert all(Image.open(folder / file).width > 500 for file in shown)
     assert max(len(text) for text in page.splitlines() if text[:1] not in "|-    ") <= 120
+
+
+def test_a_recipe_with_options_is_explained_and_plots_break_its_name(page, tmp_path):
+    name = 'low-variance --init "striped halved square" --vectors 3 --steps 600'
+    write_page(Page([*CELLS, *(learned(name, concept, 0.6) for concept in CONCEPTS)], [], USUAL, "reporting"), tmp_path)
+    said = "Options in a recipe's name, which `--only` was given, take the place of these."
+    assert said in " ".join((tmp_path / "README.md").read_text().split()) and "take the place of these" not in page
+    assert in_lines(name) == 'low-variance --init "striped halved square"\n--vectors 3 --steps 600'
 
 
 def test_without_curves_strips_or_the_papers_own_recipe_their_parts_are_left_out(tmp_path):

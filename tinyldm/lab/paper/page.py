@@ -169,9 +169,11 @@ def protocol(page: Page) -> str:
         "world invents for training have seams since words for stained glass had failed.",
         "choosing": "These concepts are there to choose settings by; what is reported comes from others.",
     }
+    added = any(" --" in line["recipe"] for line in page.cells)
     learning = paragraph(
         chosen[page.name],
         f"A word is learned from five pictures by `train.py --recipe … {' '.join(PROTOCOL)}`, with {seeds_of(page)}.",
+        "Options in a recipe's name, which `--only` was given, take the place of these." if added else "",
         f"`{DEFAULT}` is `train.py` without any options:",
         "{}, and {}.".format(*map(in_words, page.defaults, ("an object", "a style"))),
         "`captions` is told the truth about each picture, its background or its noun; all others have the templates.",

@@ -37,7 +37,7 @@ def look(number: int) -> dict[str, object]:
 
 def in_lines(recipe: str) -> str:
     """The name of a recipe as a plot has room for it, which may have options of its own."""
-    return fill(recipe, 36, break_on_hyphens=False)
+    return fill(recipe, 44, break_on_hyphens=False)
 
 
 def scatter(table: Table, file: Path) -> None:
@@ -84,7 +84,7 @@ def cross(axes, x: Estimate, y: Estimate, **style: object) -> None:
 def norms(table: Table, file: Path) -> None:
     """How long the vectors of each recipe are, in lengths of known words."""
     recipes = learned_recipes(table)[::-1]
-    figure = new_figure(7, 0.8 + 0.25 * len(recipes))
+    figure = new_figure(7, 0.8 + 0.3 * len(recipes))
     axes = figure.subplots()
     for row, recipe in enumerate(recipes):
         length = mean(table, recipe, "norm")
