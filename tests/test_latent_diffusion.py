@@ -55,6 +55,17 @@ def test_half_precision_models_are_sampled_in_float32(tiny, name, scale, dtype):
         assert z_t.dtype == torch.float32 and z_t.isfinite().all()
 
 
+def test_the_autoencoders_maps_have_their_channels_last_whatever_its_kernels_and_the_latents_have_not(tiny):
+    kernels, seen = tiny.autoencoder.to(memory_format=torch.contiguous_format), []
+    for module in kernels.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    latents = tiny.encode(torch.rand(2, 3, 64, 64))
+    tiny.decode(latents[0])
+    assert len(seen) > 10 and all(maps.is_contiguous(memory_format=torch.channels_last) for maps in seen)
+    assert all(x.is_contiguous() for x in latents)
+
+
 def test_sampling_takes_what_is_given_and_the_defaults_for_the_rest():
     defaults = Defaults(size=64, sampler="ddim", sampler_steps=25, guidance=3.0)
     assert defaults.sampling() == ("ddim", 25, 3.0, 64, 64)
