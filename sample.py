@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         words |= words_of_file
     given = [*words]
     wanted = wanted_pictures(model, prompts, words, options)
-    model.check_size(sampling.height, sampling.width, min(BATCH, len(wanted)))
+    model.check_size(sampling.height, sampling.width)
     side = max(8, int(math.sqrt(SHEET_PIXELS / len(wanted))) - 24)  # of a picture on the sheet, at most
     smaller = math.ceil(max(sampling.height, sampling.width, side) / side)
     tile = min(128, side - math.ceil(max(sampling.height, sampling.width) / smaller) + 1)  # else it is enlarged too far

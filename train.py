@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     model, weights_sha256 = checkpoint.load(device, cli.choose_dtype(options.dtype, device)), checkpoint.sha256()
     del checkpoint  # it would keep its file mapped into memory
     model.unet.low_memory = options.low_memory
-    model.check_size(options.size, options.size, options.batch * options.together, learning=not options.low_memory)
+    model.check_size(options.size, options.size, None if options.low_memory else options.batch * options.together)
     loss_scale = LOSS_SCALE if model.dtype == torch.float16 else 1.0
     begin = partial(begin_word, templates=templates, weights_sha256=weights_sha256, loss_scale=loss_scale)
     if options.concepts:

@@ -159,10 +159,11 @@ def timed(what: str, rounds: list[list[float]]) -> dict[str, object]:
 
 IMAGES = TESTS.parent / "examples" / "striped-circle"
 WITHOUT_PREVIEWS = """
-import sys, train
+import train
+from tinyldm import cli
 from tinyldm.run import Run
 Run.preview = lambda *_: None
-train.main(sys.argv[1:])
+cli.run(train.main)
 """
 
 
@@ -308,4 +309,7 @@ def parse_options(arguments: list[str]) -> Namespace:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    if sys.argv[1:3] == ["--serve", DIFFUSERS]:
+        main(sys.argv[1:])  # without what cli.run does for memory: it is ours
+    else:
+        cli.run(main)

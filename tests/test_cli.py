@@ -1,8 +1,10 @@
 """What all commands share: the door with its one-line errors, signals, text that is safe to print, values, devices."""
 
 import argparse
+import ctypes
 import io
 import os
+import platform
 import runpy
 import signal
 import subprocess
@@ -195,6 +197,32 @@ def test_values_are_taken_or_refused_in_few_words(kind, right, wrong):
         with pytest.raises(argparse.ArgumentTypeError, match="expected") as error:
             kind(text)
         assert len(str(error.value)) < 200
+
+
+# ---- Memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is asked")
+def test_tensors_get_the_memory_of_those_that_were_there_before():
+    resource = pytest.importorskip("resource")
+    faults = []  # pages that the system had to clear
+    cli.keep_freed_memory()
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for size in (10, 5, 15, 2, 10):
+            one, other = torch.ones(10**6 * size), torch.ones(10**6 * size // 2)
+            del one, other
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 5000, faults  # of some 60,000 pages; else 34,000 and more
+
+
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_another_c_library_is_left_as_it_is(monkeypatch, system):
+    opened = []
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: opened.append(name))  # None, which has no mallopt
+    cli.keep_freed_memory()
+    assert opened == [None] * (system == "linux")
 
 
 # ---- Signals

@@ -22,6 +22,8 @@ from tinyldm.schedule import NoiseSchedule
 from tinyldm.tokenizer import Tokenizer
 from tinyldm.unet import UNet
 
+DECODED = 512 * 512  # pixels at a time, of a picture or of several
+
 
 class Sampling(NamedTuple):
     """How pictures are made from noise."""
@@ -128,7 +130,10 @@ class LatentDiffusion:
 
     def decode(self, z_0: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w) -> pictures (b, 3, H, W) in float32, about in [-1, 1]."""
-        return self.autoencoder.decode(self.for_autoencoder(z_0 / self.scale)).float()
+        maps = self.for_autoencoder(z_0 / self.scale)
+        # Large pictures one at a time: together they would take several times the memory, and no less time.
+        at_a_time = max(1, DECODED // (maps[0, 0].numel() * self.autoencoder.config.factor**2))
+        return torch.cat([self.autoencoder.decode(part).float() for part in maps.split(at_a_time)])
 
     def for_autoencoder(self, maps: Tensor) -> Tensor:
         """On its device, in its dtype. Channels last, as all its maps are then: up to 2.7 times faster on a CPU."""
@@ -158,11 +163,11 @@ class LatentDiffusion:
         """
         return self.unet(z_t.to(self.dtype), t, context).float()
 
-    def check_size(self, height: int, width: int, batch: int = 1, learning: bool = False) -> None:
-        """Raises InputError if the UNet cannot halve and double pictures of this size, or if a batch surely can't fit.
+    def check_size(self, height: int, width: int, batch: int | None = None) -> None:
+        """Raises InputError if the UNet cannot halve and double pictures of this size, or if they surely don't fit.
 
-        learning: the batch is a training step's, not one of pictures to be decoded. On a GPU its own allocator says so;
-        a computer without one grants more than it has, and then ends programs.
+        batch: of a training step; None: a picture is decoded. On a GPU its own allocator says so; a computer without
+        one grants more than it has, and then ends programs.
         """
         if height % self.multiple or width % self.multiple:
             near = [max(round(side / self.multiple), 1) * self.multiple for side in (height, width)]
@@ -173,18 +178,19 @@ class LatentDiffusion:
         # The least there can be at a time, in numbers. Decoding: what goes into a normalisation, into a convolution,
         # and comes out. A step: what the way back needs, 40 maps a stage with attention, else 10; 53 were measured.
         least = 3 * height * width * self.autoencoder.config.channels[0]
-        if learning:
+        if batch:
             config, (_, h, w) = self.unet.config, self.latent_shape(height, width)
             maps = [40 if attends else 10 for attends in config.attention]
             levels = enumerate(zip(config.channels, maps, strict=True))
-            least = (2 * config.blocks + 1) * sum(n * channels * h * w // 4**i for i, (channels, n) in levels)
-        least *= batch * self.dtype.itemsize
+            least = batch * (2 * config.blocks + 1) * sum(n * channels * h * w // 4**i for i, (channels, n) in levels)
+        least *= self.dtype.itemsize
         if self.device.type != "cuda" and hasattr(os, "sysconf"):
             there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             if least > there:
+                what, less = (f" in a batch of {batch}", ", or the batch") if batch else ("", "")
                 raise InputError(
-                    f"{height}x{width} pixels in a batch of {batch} take more than {least / 2**30:.0f} GiB of memory, "
-                    f"this computer has {there / 2**30:.0f}; make the pictures smaller, or the batch"
+                    f"{height}x{width} pixels{what} take more than {least / 2**30:.0f} GiB of memory, this computer "
+                    f"has {there / 2**30:.0f}; make the pictures smaller{less}"
                 )
 
     @torch.no_grad()

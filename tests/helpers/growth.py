@@ -62,7 +62,7 @@ def step_of(
     model: LatentDiffusion, vectors: int, pictures: int, vocabulary: int, batch: int, pixels: int, words: int
 ) -> Work:
     """Raises InputError if it surely needs more memory than there is."""
-    model.check_size(pixels, pixels, batch * words, learning=True)
+    model.check_size(pixels, pixels, batch * words)
     if words > 1:
         return step_of_words(model, pixels, batch, words)
     step, _ = training_step(with_vocabulary(model, vocabulary), pixels, batch, vectors, pictures)
