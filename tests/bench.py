@@ -15,6 +15,7 @@ that of diffusers loads its pipeline. Of all models but the tiny checkpoint, bot
 folder (4.3 GB for 1.5 in float32), which they have read before, and train.py makes no preview, as diffusers makes none.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -69,9 +70,12 @@ ATTENTION = {  # on a CPU, which the counter does not know
 
 def serve(options: Namespace) -> None:
     """Do what stdin asks for, each work once without counting it before it counts."""
-    works = {OURS: ours, DIFFUSERS: theirs}[options.serve](options)
+    works, before = {OURS: ours, DIFFUSERS: theirs}[options.serve](options), None
     for line in sys.stdin:
-        if (what := line.strip()) == "peak":
+        if (what := line.strip()) in works and what != before:
+            give_back_freed_memory()
+            before = what
+        if what == "peak":
             answer = {"flops": peak(options)}
         elif what.startswith("count "):
             with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
@@ -85,6 +89,13 @@ def serve(options: Namespace) -> None:
                 answer = {"seconds": seconds_of(works[what], options.device)}
             answer["memory"] = memory.highest
         print(json.dumps(answer), flush=True)
+
+
+def give_back_freed_memory() -> None:
+    """So that of a work's memory what made the model, or was another's, does not count. Of C libraries glibc has it."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak(options: Namespace) -> float:
