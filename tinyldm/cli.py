@@ -99,7 +99,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed for what comes next. Else it gives large tensors back to the system, which clears
-    each page of the next one: a twentieth of Stable Diffusion's steps on a CPU, and more of its pictures."""
+    each page of the next one: on a CPU, Stable Diffusion is slower by that."""
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library has no such function
             mallopt = ctypes.CDLL(None).mallopt
