@@ -45,7 +45,7 @@ from tinyldm.latent_diffusion import LatentDiffusion, Sampling
 from tinyldm.masks import pasted, read_source
 from tinyldm.sampler import SAMPLERS, Between, Seed
 
-BATCH = 4  # pictures at a time: enough to keep the processor busy, few enough to fit
+LEAST, MOST = 4, 12  # pictures at a time: of 512x512 pixels, and of much smaller ones
 ON_THE_WAY = 8  # pictures of an interpolation, its ends among them
 STEPS_SHOWN = 8  # of a picture, its last among them
 ROW, SHEET_PIXELS = 16, 60_000_000  # pictures in a row of the sheet, and what programs open without complaint
@@ -162,10 +162,11 @@ def sampled(
         images = to_images(model.decode(z))
         return [pasted(image, outside, source.mask) for image in images] if outside else images
 
-    batches = range(0, len(wanted), BATCH)[ranks.rank() :: ranks.count()]
+    at_once = at_a_time(h, w)
+    batches = range(0, len(wanted), at_once)[ranks.rank() :: ranks.count()]
     with tqdm(total=steps * len(batches), desc="sampling") as bar:
         for first in batches:
-            prompts, seeds = zip(*wanted[first : first + BATCH], strict=True)
+            prompts, seeds = zip(*wanted[first : first + at_once], strict=True)
             maps, so_far = HeatMaps(len(prompts), h, w), [[] for _ in prompts]
             with watched(model.unet, maps) if options.attention else nullcontext():
                 made = model.generate(
@@ -182,6 +183,11 @@ def sampled(
             images = pictures(z)
             heat = maps.mean() if options.attention else [None] * len(images)
             yield from zip(range(first, first + len(images)), images, heat, strict=True)
+
+
+def at_a_time(h: int, w: int) -> int:
+    """How many pictures, of latents h x w: enough to keep a processor busy, few enough to fit."""
+    return min(MOST, max(LEAST, LEAST * 64 * 64 // (h * w)))
 
 
 def sheet_of(images: dict[int, Image.Image], prompts: list[str], num: int, tile: int) -> Image.Image:

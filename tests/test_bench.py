@@ -76,7 +76,7 @@ def test_a_sheet_is_24_pictures_in_the_checkpoints_own_steps(monkeypatch, quick)
     sheet = works.ours(options("--beside", str(ROOT)))["sheet"]
     sheet()
     assert len(made) == 24 and made[0].shape == (3, 64, 64)
-    assert len(predicted) == 2 * 24 / 4  # four pictures at a time
+    assert len(predicted) == 2 * 24 / 12  # twelve pictures at a time
 
 
 def test_beside_another_checkout_each_round_is_timed_and_kept(tmp_path, capsys):

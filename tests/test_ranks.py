@@ -18,7 +18,7 @@ from tinyldm.inversion import Batch
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
 LEARN = ["train.py", "--images", str(EXAMPLES / "bolt"), "--token", "<bolt>", "--batch", "4", "--save-every", "2"]
-SAMPLE = ["sample.py", "--prompt", "a red star", "--prompt", "two lemons", "--num", "3", "--steps", "2", "--attention"]
+SAMPLE = ["sample.py", "--prompt", "a red star", "--prompt", "two lemons", "--num", "7", "--steps", "2", "--attention"]
 
 
 def start(*words: object) -> subprocess.Popen:
@@ -79,9 +79,9 @@ def test_a_process_that_is_lost_ends_the_run_with_one_line_and_resume_goes_on_ti
 def test_two_processes_sample_the_files_that_one_samples_bit_for_bit(run, tmp_path):
     command = [*SAMPLE, "--weights", WEIGHTS, "--out"]
     sampling = start(*TORCHRUN, *command, tmp_path / "two")
-    assert run(*command, tmp_path / "one").out.startswith("6 pictures and sheet.png in ")
-    assert lines(sampling)[0].startswith("6 pictures and sheet.png in ")
-    assert len(files(tmp_path / "one")) == 13
+    assert run(*command, tmp_path / "one").out.startswith("14 pictures and sheet.png in ")
+    assert lines(sampling)[0].startswith("14 pictures and sheet.png in ")
+    assert len(files(tmp_path / "one")) == 29
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 

@@ -115,6 +115,20 @@ def test_a_picture_does_not_depend_on_its_neighbours(run, quick, tmp_path, sampl
     assert np.abs(last - alone).max() <= 1 < np.abs(last - first).max()
 
 
+@pytest.mark.parametrize(("latents", "pictures"), [(8, 12), (32, 12), (48, 7), (64, 4), (128, 4)])
+def test_of_small_pictures_more_are_made_at_a_time(latents, pictures):
+    assert sample.at_a_time(latents, latents) == pictures
+
+
+def test_the_pictures_of_several_batches_are_in_their_order_with_their_own_prompts(run, quick, tmp_path):
+    few = ("--prompt", "a green star", "--prompt", "two lemons", "--steps", 2, "--weights", quick)
+    assert run("sample.py", *few, "--num", 7, "--out", tmp_path / "many").out.startswith("14 pictures")
+    run("sample.py", "--prompt", "two lemons", *few[4:], "--seed", 13, "--out", tmp_path / "one")
+    with Image.open(tmp_path / "many" / "0013.png") as last:  # in the second batch
+        assert last.text["parameters"].startswith("two lemons\n") and "Seed: 13" in last.text["parameters"]
+    assert np.abs(pixels(tmp_path / "many" / "0013.png") - pixels(tmp_path / "one" / "0000.png")).max() <= 1
+
+
 def test_several_prompts_and_a_file_of_prompts(run, tmp_path):
     (tmp_path / "prompts.txt").write_text("a green star\n\ntwo lemons\n")
     outcome = run("sample.py", "--prompt", PROMPT, "--prompts", tmp_path / "prompts.txt", *FEW)
@@ -228,6 +242,7 @@ def interrupt_at(monkeypatch, calls, number=signal.SIGINT, times=1):
 
 
 def test_an_interrupt_leaves_the_finished_batches_with_their_sheet(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "MOST", 4)
     interrupt_at(monkeypatch, 2 * 3 + 2)  # in the third batch of four
     outcome = run("sample.py", "--prompt", PROMPT, "--num", 10, *FEW)
     assert outcome.status == 130 and outcome.out.startswith("stopped: 8 of 10 pictures are in outputs/samples")
@@ -245,6 +260,7 @@ def test_an_interrupt_before_the_first_batch_is_done_leaves_no_sheet(run, tmp_pa
 
 
 def test_a_second_interrupt_is_one_line_and_leaves_the_finished_batches(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "MOST", 4)
     interrupt_at(monkeypatch, 3 + 1, times=2)
     outcome = run("sample.py", "--prompt", PROMPT, "--num", 5, *FEW)
     assert outcome.status == 130
@@ -277,6 +293,7 @@ def test_a_batch_is_written_before_the_next_begins(run, tmp_path, monkeypatch):
         return decode(self, z_0)
 
     monkeypatch.setattr(LatentDiffusion, "decode", noting_decode)
+    monkeypatch.setattr(sample, "MOST", 4)
     assert run("sample.py", "--prompt", PROMPT, "--num", 9, *FEW).status == 0
     assert there == [0, 4, 8]
 

@@ -40,7 +40,7 @@ def seconds_of(work: Work, device: str) -> float:
 
 def ours(options: Namespace) -> dict[str, Work]:
     """Of the tiny checkpoint, or of random weights."""
-    from sample import BATCH
+    import sample as script
 
     model, size = our_model(options), options.size
     model.check_size(size, size)
@@ -55,10 +55,13 @@ def ours(options: Namespace) -> dict[str, Work]:
         for _ in model.generate([PROMPT] * count, range(count), words=words(), steps=2, guidance=7.5, **shape):
             pass
 
+    at_once = script.at_a_time(*z_0.shape[2:]) if hasattr(script, "at_a_time") else script.BATCH  # as it was called
+
     def sheet() -> None:
         prompts = [prompt for prompt in SHEET for _ in range(EACH_PROMPT)]
-        for i in range(0, len(prompts), BATCH):
-            *_, z = model.generate(prompts[i : i + BATCH], range(len(prompts))[i : i + BATCH], words=words(), **shape)
+        for i in range(0, len(prompts), at_once):
+            rows = slice(i, i + at_once)
+            *_, z = model.generate(prompts[rows], range(len(prompts))[rows], words=words(), **shape)
             model.decode(z)
 
     def low_memory() -> None:
