@@ -15,7 +15,6 @@ batch. In a batch of another size it stays within 1 of 255 (in float32).
 
 import math
 import os
-import signal
 import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
@@ -26,7 +25,9 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+    from tinyldm import begin_command
+
+    begin_command()
 
 from PIL import Image
 from torch import Tensor

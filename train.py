@@ -11,7 +11,6 @@ such a folder for each word into outputs/<name of the folder>.
 """
 
 import re
-import signal
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +18,9 @@ from itertools import chain
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+    from tinyldm import begin_command
+
+    begin_command()
 
 import torch
 from PIL import Image

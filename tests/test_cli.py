@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from tinyldm import InputError, cli
+from tinyldm import InputError, begin_command, cli
 from tinyldm.formats.embeddings import save_embeddings
 
 
@@ -297,3 +297,27 @@ def test_an_interrupt_during_the_imports_leaves_no_traceback(command):
     started.send_signal(signal.SIGINT)
     said = started.communicate()
     assert (started.returncode, said) == (-signal.SIGINT, (b"", b""))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="others ask quickly, or not at all"
+)
+@pytest.mark.parametrize(
+    ("command", "given", "times"), [("train.py", {}, 30_000), ("sample.py", {"GOMP_SPINCOUNT": "7"}, 7)]
+)
+def test_how_often_threads_ask_for_work_is_settled_before_they_are_there(command, given, times):
+    variables = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in variables}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | given  # GNU OpenMP tells its settings where it is loaded
+    words = [sys.executable, command, "--help"]
+    said = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60).stderr
+    assert f"GOMP_SPINCOUNT = '{times}'" in said
+
+
+@pytest.mark.parametrize("given", ["active", "passive"])
+def test_who_says_how_threads_wait_is_obeyed(monkeypatch, given):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    begin_command()
+    assert "GOMP_SPINCOUNT" not in os.environ

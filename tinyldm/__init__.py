@@ -1,10 +1,21 @@
 """tinyldm: a latent diffusion model, and how to teach it a new word."""
 
+import os
 import signal
 import sys
 
+
+def begin_command() -> None:
+    """What a command does before it imports PyTorch."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
+    # How often a thread of GNU OpenMP asks for work before it sleeps. By itself it asks 300,000 times, which on these
+    # processors takes milliseconds, and beside another program a core from the very thread that it waits for.
+    if sys.platform == "linux" and os.uname().machine == "x86_64" and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+
+
 if sys.argv[0] == "-m":  # Python is on its way to a command of this package
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during its imports: no traceback
+    begin_command()
 
 
 class InputError(ValueError):
