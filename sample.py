@@ -46,7 +46,7 @@ from tinyldm.latent_diffusion import LatentDiffusion, Sampling
 from tinyldm.masks import pasted, read_source
 from tinyldm.sampler import SAMPLERS, Between, Seed
 
-LEAST, MOST = 4, 12  # pictures at a time: of 512x512 pixels, and of much smaller ones
+LEAST, MOST = 4, 12  # pictures at a time: of latents 64x64 (512x512 pixels), and of much smaller ones
 ON_THE_WAY = 8  # pictures of an interpolation, its ends among them
 STEPS_SHOWN = 8  # of a picture, its last among them
 ROW, SHEET_PIXELS = 16, 60_000_000  # pictures in a row of the sheet, and what programs open without complaint

@@ -51,7 +51,7 @@ TRAIN = shlex.split(
     "train.py --images pictures --token S* --weights small --init circle "
     "--steps 2 --save-every 1 --preview-every 2 --out out"
 )
-SAMPLE = shlex.split("sample.py --prompt circle --num 5 --weights small --steps 1 --out out")  # two batches
+SAMPLE = shlex.split("sample.py --prompt circle --num 13 --weights small --steps 1 --out out")  # two batches
 CONVERT = shlex.split("tinyldm.formats.embeddings word.safetensors --to a1111 --out out.pt")
 DRAW = shlex.split("tinyldm.lab.world --out out --count 2")
 COMMANDS = {"train": TRAIN, "sample": SAMPLE, "convert": CONVERT, "draw": DRAW}

@@ -120,13 +120,21 @@ def test_of_small_pictures_more_are_made_at_a_time(latents, pictures):
     assert sample.at_a_time(latents, latents) == pictures
 
 
-def test_the_pictures_of_several_batches_are_in_their_order_with_their_own_prompts(run, quick, tmp_path):
-    few = ("--prompt", "a green star", "--prompt", "two lemons", "--steps", 2, "--weights", quick)
-    assert run("sample.py", *few, "--num", 7, "--out", tmp_path / "many").out.startswith("14 pictures")
-    run("sample.py", "--prompt", "two lemons", *few[4:], "--seed", 13, "--out", tmp_path / "one")
-    with Image.open(tmp_path / "many" / "0013.png") as last:  # in the second batch
-        assert last.text["parameters"].startswith("two lemons\n") and "Seed: 13" in last.text["parameters"]
-    assert np.abs(pixels(tmp_path / "many" / "0013.png") - pixels(tmp_path / "one" / "0000.png")).max() <= 1
+def test_the_pictures_of_several_batches_are_in_their_order_with_their_own_prompts(run, tmp_path):
+    few = ("--steps", 2, *TRAINED)
+    both = ("--prompt", "a green star", "--prompt", "two lemons", "--num", 7)
+    assert run("sample.py", *both, *few, "--out", tmp_path / "many").out.startswith("14 pictures")
+
+    def difference(number, prompt):  # from the picture made alone
+        folder = tmp_path / f"{number} {prompt}"
+        run("sample.py", "--prompt", prompt, "--seed", number, *few, "--out", folder)
+        return np.abs(pixels(tmp_path / "many" / f"{number:04d}.png") - pixels(folder / "0000.png")).max()
+
+    assert difference(6, "a green star") <= 1 < difference(6, "two lemons")
+    assert difference(7, "two lemons") <= 1
+    assert difference(13, "two lemons") <= 1  # in the second batch
+    with Image.open(tmp_path / "many" / "0013.png") as last:
+        assert last.text["parameters"].startswith("two lemons\n") and "Seed: 13," in last.text["parameters"]
 
 
 def test_several_prompts_and_a_file_of_prompts(run, tmp_path):

@@ -8,8 +8,9 @@ import sys
 def begin_command() -> None:
     """What a command does before it imports PyTorch."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
-    # How often a thread of GNU OpenMP asks for work before it sleeps. By itself it asks 300,000 times, which on these
-    # processors takes milliseconds, and beside another program a core from the very thread that it waits for.
+    # How often a waiting thread of GNU OpenMP asks for work before it sleeps. By itself it asks 300,000 times. That
+    # takes milliseconds on x86-64, where asking is slow, and meanwhile the thread that it waits for may have no core:
+    # another program has the others.
     if sys.platform == "linux" and os.uname().machine == "x86_64" and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
